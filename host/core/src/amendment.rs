@@ -9,10 +9,12 @@
 //!   counts for sessions, whose calls are answered [`crate::fault::Rejection::Skipped`].
 //! - [`Change::Limits`]: the group's limits from `j` on. Entries before `j` borrow what is raised,
 //!   and never what is lowered: what they did under the old limits they must be able to do again.
+//! - [`Change::Module`]: before the entry at `i`, the state moves into another module, which
+//!   applies it.
 //!
-//! A recovery point at or after `i` and before `j` that contains what was skipped is *undone*: no
-//! replica may start from it. Only a replica that was given up in order to skip the entry
-//! (`--abandon`) can have taken one.
+//! A recovery point at or after `i` and before `j` that contains what was skipped, or what the old
+//! module did at `i`, is *undone*: no replica may start from it. Only a replica that was given up
+//! for the sake of the amendment (`--abandon`) can have taken one.
 //!
 //! A replica keeps an amendment in its [`RecoveryState`](crate::recovery_state::RecoveryState),
 //! from the moment that it hands the entry over, for as long as a guest can be built from something
@@ -20,6 +22,7 @@
 
 use crate::codec::{DecodeError, Reader, Write};
 use crate::entry::{Bootstrap, Limits, Profile};
+use crate::ids::ModuleId;
 use crate::limits;
 use crate::mutant::planted;
 
@@ -30,6 +33,18 @@ pub enum Change {
     Skip { index: u64 },
     /// The group has other limits.
     Limits(Limits),
+    /// The entry at this index, and all that follow, are applied by this module.
+    Module { index: u64, module: ModuleId },
+}
+
+impl Change {
+    /// The earlier entry of which this changes what it does.
+    pub fn reaches_back_to(&self) -> Option<u64> {
+        match self {
+            Self::Skip { index } | Self::Module { index, .. } => Some(*index),
+            Self::Limits(_) => None,
+        }
+    }
 }
 
 /// A change, and the index of the entry that made it.
@@ -68,12 +83,21 @@ impl Amendments {
         self.0.iter().any(skips) && !planted("skip_not_kept")
     }
 
+    /// The module into which the state moves before the entry at `index`, if it does. What was
+    /// decided last of that entry counts: one that is skipped after all moves nothing.
+    pub fn module_from(&self, index: u64) -> Option<ModuleId> {
+        let of_entry = |it: &&Amendment| it.change.reaches_back_to() == Some(index);
+        match self.0.iter().rev().find(of_entry)?.change {
+            Change::Module { module, .. } => Some(module),
+            Change::Skip { .. } | Change::Limits(_) => None,
+        }
+    }
+
     /// Whether a snapshot at `index`, which may have been taken before the amendments were known,
-    /// contains an entry that is skipped.
+    /// contains what an entry no longer does.
     pub fn undo(&self, index: u64) -> bool {
-        let undoes = |it: &Amendment| match it.change {
-            Change::Skip { index: skipped } => (skipped..it.at).contains(&index),
-            Change::Limits(_) => false,
+        let undoes = |it: &Amendment| {
+            it.change.reaches_back_to().is_some_and(|from| (from..it.at).contains(&index))
         };
         self.0.iter().any(undoes) && !planted("start_from_what_is_undone")
     }
@@ -87,7 +111,7 @@ impl Amendments {
     pub(crate) fn lift(&self, profile: &Profile, applied: u64) -> Profile {
         self.after(applied).fold(*profile, |profile, it| match it.change {
             Change::Limits(limits) => profile.raised_to(&limits),
-            Change::Skip { .. } => profile,
+            Change::Skip { .. } | Change::Module { .. } => profile,
         })
     }
 
@@ -119,6 +143,11 @@ impl Amendments {
                     out.put_u8(1);
                     limits.encode(out);
                 }
+                Change::Module { index, module } => {
+                    out.put_u8(2);
+                    out.put_u64(*index);
+                    out.put_raw(&module.0);
+                }
             }
         }
     }
@@ -130,6 +159,7 @@ impl Amendments {
             let change = match reader.u8()? {
                 0 => Change::Skip { index: reader.u64()? },
                 1 => Change::Limits(Limits::decode(reader)?),
+                2 => Change::Module { index: reader.u64()?, module: ModuleId(reader.array()?) },
                 other => return Err(reader.unknown(u64::from(other))),
             };
             if all.last() >= at {

@@ -19,6 +19,7 @@ use crate::amendment::Amendments;
 use crate::codec::{DecodeError, Reader, Write};
 use crate::entry::{Bootstrap, Call, Commands, EntryBody, Limits, OnFault, Profile};
 use crate::fault::Rejection;
+use crate::ids::ModuleId;
 use crate::limits;
 use crate::mutant::{plant, planted};
 
@@ -96,6 +97,8 @@ pub enum Work {
     Wake(Moment),
     /// The guest is not called; it has the limits of this profile from now on.
     Limit(Profile),
+    /// Move the guest's state into one of this module, then [`Ledger::moved`].
+    Move(ModuleId),
 }
 
 /// The context of a guest call.
@@ -185,7 +188,12 @@ impl Ledger {
 
     /// The log's time, and what the guest's timer is set to.
     pub fn clock(&self) -> LogClock {
-        LogClock { time_ms: self.log_time_ms, deadline: self.deadline, switches: self.switches }
+        LogClock {
+            time_ms: self.log_time_ms,
+            deadline: self.deadline,
+            switches: self.switches,
+            module: self.bootstrap.as_ref().map(|record| record.module),
+        }
     }
 
     /// The context of the last admitted entry, for queries.
@@ -205,7 +213,7 @@ impl Ledger {
                 let skipped = plan.commands.iter().map(|_| Outcome::Skipped).collect();
                 Work::Done(self.settle(plan, skipped).expect("each command has an outcome"))
             }
-            Work::Wake(_) if amendments.skips(entry.index) => Work::Done(Vec::new()),
+            Work::Wake(_) | Work::Move(_) if amendments.skips(entry.index) => Work::Done(Vec::new()),
             Work::Limit(profile) => Work::Limit(amendments.lift(&profile, entry.index)),
             other => other,
         })
@@ -267,7 +275,18 @@ impl Ledger {
                 self.advance_time(time_ms);
                 Work::Done(Vec::new())
             }
+            EntryBody::Upgrade { time_ms, module, resume_at } => {
+                self.advance_time(time_ms);
+                if resume_at == 0 { Work::Move(module) } else { Work::Done(Vec::new()) }
+            }
         })
+    }
+
+    /// The guest is one of this module from now on.
+    pub fn moved(&mut self, module: ModuleId) {
+        if let Some(record) = &mut self.bootstrap {
+            record.module = module;
+        }
     }
 
     /// Takes in what the guest emitted in the call for the last admitted entry.

@@ -15,6 +15,7 @@
 //! freeze     (9) = time ms u64 · frozen u8
 //! on fault  (10) = time ms u64 · skip u8
 //! verdict   (11) = time ms u64 · index u64 · count u32 · replicas u64
+//! upgrade   (12) = time ms u64 · module 32 · resume at u64, 0 if it is this entry
 //! ```
 //! An entry without data is raft's own (a new leader's first). Integers are little-endian; `bytes`
 //! is prefixed by a u32 length.
@@ -39,6 +40,7 @@ const KIND_LIMITS: u8 = 8;
 const KIND_FREEZE: u8 = 9;
 const KIND_ON_FAULT: u8 = 10;
 const KIND_VERDICT: u8 = 11;
+const KIND_UPGRADE: u8 = 12;
 
 /// One decoded entry.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -96,6 +98,14 @@ pub enum EntryBody {
         time_ms: u64,
         index: u64,
         against: BTreeSet<ReplicaId>,
+    },
+    /// The guest's state moves into one of this module, which applies all that follows. If
+    /// `resume_at` is not 0, it does so before the entry at that index, which is an earlier one:
+    /// [`crate::amendment`].
+    Upgrade {
+        time_ms: u64,
+        module: ModuleId,
+        resume_at: u64,
     },
 }
 
@@ -237,7 +247,7 @@ pub fn waits_for_space(data: &[u8]) -> bool {
 
 /// Whether an entry is an operator's order. Cheap enough for every entry.
 pub fn is_order(data: &[u8]) -> bool {
-    matches!(data, [VERSION, KIND_SKIP | KIND_LIMITS | KIND_FREEZE | KIND_ON_FAULT, ..])
+    matches!(data, [VERSION, KIND_SKIP..=KIND_ON_FAULT | KIND_UPGRADE, ..])
 }
 
 /// Whether an entry says that replicas have diverged. Cheap enough for every entry.
@@ -317,6 +327,12 @@ impl EntryBody {
                 out.put_count_within(against.len(), limits::REPLICAS_MAX);
                 against.iter().for_each(|replica| out.put_u64(replica.0));
             }
+            Self::Upgrade { time_ms, module, resume_at } => {
+                out.put_raw(&[VERSION, KIND_UPGRADE]);
+                out.put_u64(*time_ms);
+                out.put_raw(&module.0);
+                out.put_u64(*resume_at);
+            }
         }
         out
     }
@@ -351,6 +367,11 @@ impl EntryBody {
                 let against = (0..count).map(|_| reader.u64().map(ReplicaId));
                 Self::Verdict { time_ms, index, against: against.collect::<Result<_, _>>()? }
             }
+            KIND_UPGRADE => Self::Upgrade {
+                time_ms: reader.u64()?,
+                module: ModuleId(reader.array()?),
+                resume_at: reader.u64()?,
+            },
             other => return Err(reader.unknown(u64::from(other))),
         };
         reader.finish()?;

@@ -200,10 +200,12 @@ impl std::fmt::Display for Stall {
 pub enum Fault {
     #[error("{}; {}", .0, .0.class.way_out())]
     Guest(#[from] GuestFault),
+    /// The group's module is not on this node.
     #[error(
-        "wrong module: have {have}, want {want}; put the wanted component in place and restart"
+        "the group runs module {module}, which this node cannot run: {why}; the replica tries \
+         again after a while"
     )]
-    WrongModule { have: ModuleId, want: ModuleId },
+    NoModule { module: ModuleId, why: String },
     #[error(
         "wrong lineage: this data directory belongs to the group {have}, but `lineage` is {want}; \
          point data-dir at the right directory, correct `lineage`, or start with --rejoin to join \
@@ -253,7 +255,11 @@ pub enum Fault {
 impl Fault {
     /// Whether the machine lacked a resource that it may have later.
     pub fn lacks_resource(&self) -> bool {
-        matches!(self, Self::Guest(fault) if fault.class == FaultClass::Host)
+        match self {
+            Self::Guest(fault) => fault.class == FaultClass::Host,
+            Self::NoModule { .. } => true,
+            _other => false,
+        }
     }
 
     /// The entry that could not be applied, if the entry is to blame and not the machine.
@@ -261,12 +267,12 @@ impl Fault {
         match self {
             // The calls that an entry causes, but for `init`: without it there is no state.
             Self::Guest(fault)
-                if matches!(fault.call, "apply" | "wake") && !self.lacks_resource() =>
+                if matches!(fault.call, "apply" | "wake" | "upgrade") && !self.lacks_resource() =>
             {
                 fault.index.filter(|index| *index > 1)
             }
             Self::Guest(_)
-            | Self::WrongModule { .. }
+            | Self::NoModule { .. }
             | Self::WrongLineage { .. }
             | Self::Log(_)
             | Self::LogRefused(_)
@@ -299,7 +305,8 @@ fn repair(repairing: bool) -> &'static str {
     {i}")).unwrap_or_default())]
 pub struct GuestFault {
     pub class: FaultClass,
-    /// The guest function: `init`, `apply`, `query`, `snapshot`, `restore`, `describe`.
+    /// The guest function: `init`, `apply`, `query`, `snapshot`, `restore`, `describe`; or
+    /// `upgrade`, where `snapshot` of one module or `restore` of the next failed.
     pub call: &'static str,
     pub index: Option<u64>,
     /// The message of the guest or the engine, bounded, with the backtrace's first frames.

@@ -66,13 +66,14 @@ mod status;
 mod strangers;
 mod time;
 mod timer;
+pub mod upgrade;
 mod vet;
 mod wants;
 
 pub use effect::{ApplyJob, Effect, Halt, ReplicaState, Running, Stands, Stopped};
 pub use event::{Event, Found};
 pub use frame::{Body, Frame, GuestIs, Inbound};
-pub use orders::Order;
+pub use orders::{Order, Resume};
 pub use rebuild::RebuildTally;
 pub use status::{GroupStatus, Leads, PeerStatus, Role};
 
@@ -87,6 +88,7 @@ use rebuild::Turns;
 use space::Space;
 use strangers::Strangers;
 use time::LogTime;
+use upgrade::{TakesPart, Trial, Vote};
 
 /// What a replica is started with.
 #[derive(Clone, Debug)]
@@ -186,6 +188,11 @@ pub(crate) struct Shared {
     misdirected: u64,
     own: Own,
     turns: Turns,
+    /// The module that applies what follows.
+    module: ModuleId,
+    /// As a leader, the trial under way.
+    trial: Option<Trial>,
+    takes_part: TakesPart,
 }
 
 /// What frames say of this replica's guest and snapshots.
@@ -226,6 +233,7 @@ struct Seen {
     guest: GuestIs,
     /// The sender leads, and allows this replica to rebuild its guest.
     grants: bool,
+    vote: Option<Vote>,
 }
 
 impl Group {
@@ -264,6 +272,9 @@ impl Group {
             misdirected: 0,
             own: Own { applied: 0, snapshot: 0, taken: None, guest: GuestIs::Absent },
             turns: Turns::default(),
+            module: config.module,
+            trial: None,
+            takes_part: TakesPart::default(),
             config,
         };
         shared.persist_now(Vec::new(), effects);
@@ -440,6 +451,8 @@ impl Group {
             | Event::LogSpace(_)
             | Event::DiskStalled(_)
             | Event::SnapshotSpace(_)
+            | Event::Prepared { .. }
+            | Event::Tried { .. }
             | Event::TransferEnded { .. } => return,
             Event::Received { snapshot } => {
                 let object = ObjectRef::of(&snapshot.desc);
@@ -495,6 +508,8 @@ impl Shared {
             taken: self.own.taken,
             guest: self.own.guest,
             grants: self.grants(to),
+            trial: self.trial,
+            vote: self.takes_part.vote(),
             body,
         }
     }

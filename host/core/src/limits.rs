@@ -79,6 +79,12 @@ pub const AMENDMENTS_PENDING_MAX: usize = 64;
 pub const AMENDMENTS_MAX: usize = 1024;
 /// Orders of operators that one group has in its log and not committed yet.
 pub const ORDERS_MAX: usize = 64;
+/// Ticks within which every replica has to have a module ready that is to be tried: it is fetched
+/// from a peer and compiled.
+pub const UPGRADE_PREPARE_TICKS: u64 = 6_000;
+/// Ticks within which every replica has to have moved its state into the new module. The leader
+/// holds commands back meanwhile.
+pub const UPGRADE_MOVE_TICKS: u64 = 600;
 /// A memory limit is lowered to no less than what the group's largest guest uses, and this
 /// percentage of the new limit has to suffice for that.
 pub const LOWERED_MEMORY_PERCENT: u64 = 80;

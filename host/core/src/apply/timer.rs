@@ -6,6 +6,7 @@
 //! that was replaced.
 
 use crate::apply::Switches;
+use crate::ids::ModuleId;
 
 /// What a guest sets its timer to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -25,10 +26,12 @@ pub struct Deadline {
 }
 
 /// What the rest of a replica has to know of the ledger after some entry: the log's time, the
-/// deadline that is pending, and what an operator has set.
+/// deadline that is pending, what an operator has set, and the module that applies what follows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct LogClock {
     pub time_ms: u64,
     pub deadline: Option<Deadline>,
     pub switches: Switches,
+    /// `None` before entry 1.
+    pub module: Option<ModuleId>,
 }

@@ -3,7 +3,7 @@
 //! The lane builds a guest from a recovery point and the log: at a start, after a fault, to release
 //! memory, and when a snapshot was installed or repaired.
 
-use crate::amendment::{Amendment, Change};
+use crate::amendment::Amendment;
 use crate::apply::LogClock;
 use crate::fault::Fault;
 use crate::group::Shared;
@@ -34,6 +34,7 @@ pub(super) fn has_guest(
     }
     shared.log_time.applied(clock.time_ms);
     shared.switched(applied, clock.switches);
+    shared.runs(clock.module);
     hosting.applying.timer.applied(applied, clock);
     hosting.snapshots.wants.met();
     hosting.applying.retry.over();
@@ -142,11 +143,11 @@ pub(super) fn amended(
     if shared.recovery.amendments.last() <= before {
         return;
     }
-    let skip = |it: &Amendment| matches!(it.change, Change::Skip { .. });
-    let skips = shared.recovery.amendments.after(before).any(skip);
+    let reaches = |it: &Amendment| it.change.reaches_back_to().is_some();
+    let reaches_back = shared.recovery.amendments.after(before).any(reaches);
     hosting.snapshots.retention.distrust(&shared.recovery);
     let pipeline = &mut hosting.applying.pipeline;
-    if pipeline.halt().is_some() || (skips && pipeline.captures() && !pipeline.is_superseded()) {
+    if pipeline.halt().is_some() || (reaches_back && pipeline.captures() && !pipeline.is_superseded()) {
         restart(hosting, shared, effects);
     } else {
         pipeline.amend();
@@ -249,6 +250,7 @@ pub(super) fn stands(
 ) {
     if let Some((index, clock)) = at {
         shared.switched(index, clock.switches);
+        shared.runs(clock.module);
     }
     hosting.applying.pipeline.stands(at.map(|(index, _)| index));
     hosting.tell_list(effects);

@@ -8,7 +8,8 @@ use raft::eraftpb::Entry;
 use crate::apply::Answer;
 use crate::fault::{Fault, Refusal, Shortage, Stall};
 use crate::group::frame::Frame;
-use crate::ids::{NodeId, ReplicaId, Ticket};
+use crate::group::upgrade::TrialId;
+use crate::ids::{ModuleId, NodeId, ReplicaId, Ticket};
 use crate::memory::MemoryUse;
 use crate::recovery_state::RecoveryState;
 use crate::snapshot::chunk::{ObjectRef, Purpose};
@@ -46,6 +47,9 @@ pub enum Effect {
     /// Answer the request of this ticket: the checkpoint or the order that it asked for is
     /// committed at this index, or a snapshot taken there or later is asked for.
     Entered { ticket: Ticket, index: u64 },
+    /// A worker: have this module ready to run, and able to read what `running` writes. One
+    /// [`super::Event::Prepared`] follows.
+    Prepare { trial: TrialId, module: ModuleId, running: ModuleId },
     /// Publish the replica's state, which changed.
     State(ReplicaState),
 }
@@ -68,6 +72,11 @@ pub enum ApplyJob {
     Restore { build: u64, snapshot: SnapshotDesc },
     /// Rebuild the guest of a halted replica as it was after `goal`, only to answer local queries.
     Stand { goal: u64 },
+    /// Copy the guest's state into a guest of this module and keep that beside the live one, until
+    /// it takes its place, or the live one is called; report [`super::Event::Tried`].
+    Try { trial: TrialId, module: ModuleId },
+    /// Drop the guest that was kept.
+    DropTried,
     /// Query the guest once it has applied everything up to `index`. An index of 0 means a local
     /// query, which the guest of a halted replica answers as well.
     Query { ticket: Ticket, request: Bytes, index: u64 },

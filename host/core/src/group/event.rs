@@ -10,6 +10,7 @@ use crate::entry::Call;
 use crate::fault::{Fault, Shortage, Stall};
 use crate::group::frame::Inbound;
 use crate::group::orders::Order;
+use crate::group::upgrade::TrialId;
 use crate::ids::{NodeId, ReplicaId, Ticket};
 use crate::memory::{Footprint, MemoryUse};
 use crate::snapshot::chunk::{ObjectRef, Purpose};
@@ -193,6 +194,17 @@ pub enum Event {
         report: Report,
         /// The receiver holds a part of this other object and prefers to resume that.
         prefers: Option<ObjectRef>,
+    },
+
+    /// The module of this trial is ready to run; or why it is not.
+    Prepared {
+        trial: TrialId,
+        result: Result<(), String>,
+    },
+    /// A copy of the guest's state was moved into the module of this trial; or why that failed.
+    Tried {
+        trial: TrialId,
+        result: Result<(), String>,
     },
 
     /// The process is about to stop: hand leadership over.

@@ -5,8 +5,7 @@ use crate::group::effect::{ApplyJob, Effect};
 use crate::group::hosting::{Applying, Clients, Hosting};
 use crate::group::proposals::Proposal;
 use crate::group::reads::Read;
-use crate::group::ready;
-use crate::group::{Own, Shared};
+use crate::group::{Own, Shared, ready, upgrade};
 use crate::limits;
 use crate::memory::MemoryUse;
 use crate::mutant::plant;
@@ -17,6 +16,7 @@ pub(super) fn flush(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Ve
     retention.reconcile(&mut around, shared, effects);
     tell_of_itself(hosting, shared);
     hosting.snapshots.installs.offer(&mut hosting.raw, effects);
+    upgrade::drive(hosting, shared, effects);
     propose_waiting(hosting, shared, effects);
     ask_for_reads(hosting, shared);
     loop {
@@ -53,13 +53,14 @@ fn tell_of_itself(hosting: &Hosting, shared: &mut Shared) {
 
 fn propose_waiting(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Vec<Effect>) {
     let Hosting { raw, clients, applying, .. } = hosting;
-    let Clients { proposals, .. } = clients;
     let Applying { pipeline, .. } = applying;
-    if !raw.is_leader() || raw.raft.lead_transferee.is_some() {
-        // A leadership transfer is under way, or leadership was lost. The commands wait: they are
-        // proposed if this replica still leads afterwards, and refused if it does not.
+    if !raw.is_leader() || raw.raft.lead_transferee.is_some() || clients.upgrades.hold() {
+        // A leadership transfer is under way, or leadership was lost, or the replicas move their
+        // states into another module. The commands wait: they are proposed if this replica still
+        // leads afterwards, and refused if it does not.
         return;
     }
+    let Clients { proposals, .. } = clients;
     if proposals.has_waiting() {
         shared.refuse_for_memory(raw, proposals, effects);
     }

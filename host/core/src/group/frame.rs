@@ -5,6 +5,7 @@ use std::sync::Arc;
 use raft::eraftpb::{Message, MessageType};
 
 use crate::fault::Shortage;
+use crate::group::upgrade::{Trial, Vote};
 use crate::ids::{GroupId, Lineage, ReplicaId};
 use crate::memory::MemoryUse;
 use crate::snapshot::chunk::{ObjectRef, Want};
@@ -52,6 +53,10 @@ pub struct Frame {
     pub guest: GuestIs,
     /// The sender leads, and allows the addressee to rebuild its guest.
     pub grants: bool,
+    /// The sender leads, and has every replica try this module.
+    pub trial: Option<Trial>,
+    /// How far the sender is with the trial of its leader.
+    pub vote: Option<Vote>,
     pub body: Body,
 }
 
@@ -77,6 +82,8 @@ impl Frame {
             taken: None,
             guest: GuestIs::Live,
             grants: false,
+            trial: None,
+            vote: None,
             body,
         }
     }

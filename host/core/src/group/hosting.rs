@@ -32,6 +32,7 @@ use crate::group::reconcile::{Around, Retention};
 use crate::group::retry::Retry;
 use crate::group::space::Concerns;
 use crate::group::timer::Timer;
+use crate::group::upgrade::Upgrades;
 use crate::group::vet::NonMember;
 use crate::group::wants::Wants;
 use crate::group::{Recovered, Shared};
@@ -55,6 +56,7 @@ pub(super) struct Clients {
     pub(super) reads: Reads,
     pub(super) checkpoint_requests: CheckpointRequests,
     pub(super) orders: Orders,
+    pub(super) upgrades: Upgrades,
 }
 
 /// What the apply lane is given, and the guest that it builds.
@@ -106,6 +108,7 @@ impl Clients {
         self.reads.abandon(refusal, effects);
         self.checkpoint_requests.abandon(refusal, effects);
         self.orders.abandon(refusal, effects);
+        self.upgrades.abandon(refusal, effects);
     }
 
     /// Drops waiting requests whose clients are gone.

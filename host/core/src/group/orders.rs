@@ -1,9 +1,9 @@
-//! What operators order: to skip an entry, to change limits, to freeze the group, and what becomes
-//! of entries at which every voter halts.
+//! What operators order: to skip an entry, to change limits or the module, to freeze the group, and
+//! what becomes of entries at which every voter halts.
 //!
 //! - The leader judges an order by what it knows of the voters, and puts it into the log; it is
 //!   obeyed, by every replica, once it is committed. A halted replica may lead for this.
-//! - An entry is skipped only if no voter has applied it: each one reports that it is halted there,
+//! - An entry is skipped, or applied by another module, only if no voter has applied it: each one reports that it is halted there,
 //!   and has never applied it. After a restart a replica knows that of the entry at which it was
 //!   halted before, and of those that were not in its log yet. One that is not heard, or cannot say
 //!   so, may be abandoned: if it did apply the entry, what it acknowledged then is undone.
@@ -19,7 +19,7 @@ use crate::group::Shared;
 use crate::group::effect::Effect;
 use crate::group::pipeline::Pipeline;
 use crate::group::raft_node::RaftNode;
-use crate::ids::{NodeId, ReplicaId, Ticket};
+use crate::ids::{ModuleId, NodeId, ReplicaId, Ticket};
 use crate::limits;
 use crate::mutant::planted;
 
@@ -37,6 +37,18 @@ pub enum Order {
     /// Stop commands and wake-ups, or let them go on.
     Freeze(bool),
     OnFault(OnFault),
+    /// Have another module apply what follows, or an entry at which every voter is halted:
+    /// [`super::upgrade`].
+    Upgrade { module: ModuleId, resume: Option<Resume> },
+    /// End the upgrade that is under way.
+    AbortUpgrade,
+}
+
+/// The entry from which on another module applies, and the nodes that are abandoned for it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Resume {
+    pub index: u64,
+    pub abandon: BTreeSet<NodeId>,
 }
 
 /// Orders that are in the log and not committed yet.
@@ -56,15 +68,23 @@ impl Orders {
         ticket: Ticket,
         order: &Order,
     ) -> Result<(), Refusal> {
+        self.enter(raw, pipeline, shared, order, Some(ticket)).map(drop)
+    }
+
+    /// Puts an order into the log, if it fits the state of the group; returns its index.
+    pub(super) fn enter(
+        &mut self,
+        raw: &mut RaftNode,
+        pipeline: &Pipeline,
+        shared: &mut Shared,
+        order: &Order,
+        ticket: Option<Ticket>,
+    ) -> Result<u64, Refusal> {
         if !self.may_propose(raw, order) {
             return Err(Refusal::Overloaded);
         }
         judge(order, pipeline, shared).map_err(|why| Refusal::NotNow { why })?;
-        if self.propose(raw, shared, order, Some(ticket)) {
-            Ok(())
-        } else {
-            Err(Refusal::Overloaded)
-        }
+        self.propose(raw, shared, order, ticket).ok_or(Refusal::Overloaded)
     }
 
     /// On a leader, skips the entry at which every voter is halted, if that is the group's policy.
@@ -72,11 +92,8 @@ impl Orders {
         let halted = pipeline.halt().and_then(|halt| halt.fault.entry());
         let Some(index) = halted.filter(|_| raw.is_leader()) else { return };
         let order = Order::Skip { index, abandon: BTreeSet::new() };
-        if shared.switches().on_fault == OnFault::Skip
-            && self.may_propose(raw, &order)
-            && judge(&order, pipeline, shared).is_ok()
-        {
-            self.propose(raw, shared, &order, None);
+        if shared.switches().on_fault == OnFault::Skip {
+            let _ = self.enter(raw, pipeline, shared, &order, None);
         }
     }
 
@@ -84,8 +101,11 @@ impl Orders {
     /// by two orders: a snapshot between them would count as undone.
     fn may_propose(&self, raw: &RaftNode, order: &Order) -> bool {
         let most = match order {
-            Order::Skip { .. } => 1,
-            Order::Limits(_) | Order::Freeze(_) | Order::OnFault(_) => limits::ORDERS_MAX,
+            Order::Skip { .. } | Order::Upgrade { .. } => 1,
+            Order::Limits(_)
+            | Order::Freeze(_)
+            | Order::OnFault(_)
+            | Order::AbortUpgrade => limits::ORDERS_MAX,
         };
         // What earlier leaders proposed is committed, or will never be.
         raw.raft.commit_to_current_term() && self.proposed.len() < most
@@ -97,19 +117,22 @@ impl Orders {
         shared: &mut Shared,
         order: &Order,
         ticket: Option<Ticket>,
-    ) -> bool {
+    ) -> Option<u64> {
         let time_ms = shared.stamp();
-        let body = match *order {
-            Order::Skip { index, .. } => EntryBody::Skip { time_ms, index },
-            Order::Limits(limits) => EntryBody::Limits { time_ms, limits },
-            Order::Freeze(frozen) => EntryBody::Freeze { time_ms, frozen },
-            Order::OnFault(on_fault) => EntryBody::OnFault { time_ms, on_fault },
+        let body = match order {
+            Order::Skip { index, .. } => EntryBody::Skip { time_ms, index: *index },
+            Order::Limits(limits) => EntryBody::Limits { time_ms, limits: *limits },
+            Order::Freeze(frozen) => EntryBody::Freeze { time_ms, frozen: *frozen },
+            Order::OnFault(on_fault) => EntryBody::OnFault { time_ms, on_fault: *on_fault },
+            Order::Upgrade { module, resume } => {
+                let resume_at = resume.as_ref().map_or(0, |resume| resume.index);
+                EntryBody::Upgrade { time_ms, module: *module, resume_at }
+            }
+            Order::AbortUpgrade => return None,
         };
-        let proposed = raw.propose_body(&body);
-        if let Some((index, term)) = proposed {
-            self.proposed.insert(index, (term, ticket));
-        }
-        proposed.is_some()
+        let (index, term) = raw.propose_body(&body)?;
+        self.proposed.insert(index, (term, ticket));
+        Some(index)
     }
 
     /// The entry of this term at `index` is committed.
@@ -170,27 +193,55 @@ impl Shared {
     }
 }
 
+/// Whether an upgrade may begin, as far as this can be known before the module is ready.
+pub(super) fn may_upgrade(
+    order: &Order,
+    pipeline: &Pipeline,
+    shared: &Shared,
+) -> Result<(), Refusal> {
+    let halt = pipeline.halt().filter(|_| matches!(order, Order::Upgrade { resume: None, .. }));
+    let judged = match halt.and_then(|halt| halt.fault.entry()) {
+        Some(entry) => Err(format!(
+            "the group is halted at entry {entry}: have the new module apply it (`--resume-at \
+             {entry}`), or skip it first"
+        )),
+        None => judge(order, pipeline, shared),
+    };
+    judged.map_err(|why| Refusal::NotNow { why })
+}
+
 /// Whether the order may be given now; otherwise, why not.
 fn judge(order: &Order, pipeline: &Pipeline, shared: &Shared) -> Result<(), String> {
-    let amends = matches!(order, Order::Skip { .. } | Order::Limits(_));
+    let amends = match order {
+        Order::Skip { .. } | Order::Limits(_) => true,
+        Order::Upgrade { resume, .. } => resume.is_some(),
+        Order::Freeze(_) | Order::OnFault(_) | Order::AbortUpgrade => false,
+    };
     let oldest = shared.recovery.snapshots.last().map_or(0, |desc| desc.index);
     let pending = shared.recovery.amendments.after(oldest).count();
     if amends && pending >= limits::AMENDMENTS_PENDING_MAX {
         return Err(format!(
-            "{} entries were skipped, or limits changed, since this node's oldest snapshot: wait \
+            "{} entries were skipped, or limits or modules changed, since this node's oldest snapshot: wait \
              for the next checkpoints",
             limits::AMENDMENTS_PENDING_MAX
         ));
     }
     match order {
         Order::Skip { .. } if planted("skip_what_was_applied") => Ok(()),
-        Order::Skip { index, abandon } => judge_skip(*index, abandon, pipeline, shared),
+        Order::Skip { index, abandon }
+        | Order::Upgrade { resume: Some(Resume { index, abandon }), .. } => {
+            judge_halted(*index, abandon, pipeline, shared)
+        }
         Order::Limits(limits) => judge_limits(limits, shared),
-        Order::Freeze(_) | Order::OnFault(_) => Ok(()),
+        Order::Upgrade { resume: None, .. }
+        | Order::Freeze(_)
+        | Order::OnFault(_)
+        | Order::AbortUpgrade => Ok(()),
     }
 }
 
-fn judge_skip(
+/// Whether what the entry at `index` does may be changed.
+fn judge_halted(
     index: u64,
     abandon: &BTreeSet<NodeId>,
     pipeline: &Pipeline,
@@ -201,7 +252,7 @@ fn judge_skip(
     if own != Some(index) {
         return Err(match own {
             Some(entry) => format!("the group is halted at entry {entry}, not at entry {index}"),
-            None => format!("the group is not halted at entry {index}: nothing is to be skipped"),
+            None => format!("the group is not halted at entry {index}: nothing is to be changed"),
         });
     }
     let may_have = |node: NodeId| {

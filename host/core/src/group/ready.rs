@@ -240,6 +240,9 @@ fn obey(
     let change = match EntryBody::decode(entry.data.clone())? {
         EntryBody::Skip { index, .. } => Change::Skip { index },
         EntryBody::Limits { limits, .. } => Change::Limits(limits),
+        EntryBody::Upgrade { module, resume_at: index @ 1.., .. } => {
+            Change::Module { index, module }
+        }
         EntryBody::Freeze { frozen, .. } => {
             shared.freeze(entry.index, frozen);
             if frozen {

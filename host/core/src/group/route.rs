@@ -10,12 +10,12 @@ use crate::group::effect::{ApplyJob, Effect, Halt, Stopped};
 use crate::group::event::{Event, Found};
 use crate::group::frame::{Body, Frame, GuestIs};
 use crate::group::hosting::{Applying, Clients, Hosting, Members, Snapshots};
-use crate::group::orders::Order;
+use crate::group::orders::{self, Order};
 use crate::group::outgoing::TransferEnded;
 use crate::group::reads::Read;
 use crate::group::rebuild;
 use crate::group::wants::Received;
-use crate::group::{Shared, damage, halt, vet};
+use crate::group::{Shared, damage, halt, upgrade, vet};
 use crate::ids::{NodeId, ReplicaId, Ticket};
 use crate::limits;
 use crate::mutant::planted;
@@ -102,7 +102,14 @@ fn ordered(
 ) {
     let taken = hosting.may_order(shared).and_then(|()| {
         let Hosting { raw, clients, applying, .. } = hosting;
-        clients.orders.given(raw, &applying.pipeline, shared, ticket, order)
+        match order {
+            Order::Upgrade { module, resume } => {
+                orders::may_upgrade(order, &applying.pipeline, shared)?;
+                clients.upgrades.begin(raw, shared, *module, resume.clone(), ticket)
+            }
+            Order::AbortUpgrade => clients.upgrades.abort(shared, ticket, effects),
+            _other => clients.orders.given(raw, &applying.pipeline, shared, ticket, order),
+        }
     });
     answer_refusal(ticket, taken, effects);
 }
@@ -166,6 +173,12 @@ fn lane_event(hosting: &mut Hosting, shared: &mut Shared, event: Event, effects:
             build::guest_failed(hosting, shared, build, fault, effects);
         }
         Event::Received { snapshot } => received(hosting, shared, snapshot, effects),
+        Event::Prepared { trial, result } => {
+            upgrade::prepared(hosting, shared, trial, result, effects);
+        }
+        Event::Tried { trial, result } => {
+            upgrade::tried(hosting, shared, trial, result, effects);
+        }
         Event::Tick { .. }
         | Event::Frame(_)
         | Event::Persisted { .. }
@@ -277,6 +290,9 @@ pub(super) fn frame(
         return;
     }
     let from = frame.from;
+    if hosting.raw.leader() == Some(from) {
+        shared.hear_of_trial(frame.trial, effects);
+    }
     match frame.body {
         Body::Raft(message) => raft_message(hosting, shared, from, message, effects),
         Body::Probe
@@ -373,6 +389,7 @@ fn lane_applied(
     if let Some(clock) = applied.clock {
         shared.log_time.applied(clock.time_ms);
         hosting.applying.timer.applied(applied.last, clock);
+        shared.runs(clock.module);
     }
     for entry in applied.answers {
         hosting.clients.proposals.applied(entry, effects);
@@ -499,6 +516,7 @@ fn may_wake(hosting: &Hosting, shared: &Shared) -> bool {
     may_propose(hosting, shared).and_then(|()| shared.has_memory(&hosting.raw, true)).is_ok()
         && pipeline.is_applying()
         && !pipeline.is_behind()
+        && !hosting.clients.upgrades.hold()
 }
 
 /// The process is about to stop: leadership goes to another replica first.

@@ -28,7 +28,10 @@ pub enum Role {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct GroupStatus {
     pub name: String,
+    /// The module that applies what follows.
     pub module: ModuleId,
+    /// On a leader, the upgrade under way, or why the last one came to nothing.
+    pub upgrade: Option<String>,
     pub node: NodeId,
     pub replica: ReplicaId,
     pub boot: u64,
@@ -119,7 +122,8 @@ pub(super) fn of(shared: &Shared, hosting: Option<&Hosting>) -> GroupStatus {
         hosting.map_or((0, 0), |h| h.snapshots.checkpoints.counts());
     GroupStatus {
         name: shared.config.name.clone(),
-        module: shared.config.module,
+        module: shared.module,
+        upgrade: hosting.and_then(|h| h.clients.upgrades.told(shared)),
         node: shared.config.node,
         replica: recovery.replica,
         boot: recovery.boot,

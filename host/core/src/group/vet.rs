@@ -67,6 +67,7 @@ impl Seen {
             taken: frame.taken,
             guest: frame.guest,
             grants: false,
+            vote: frame.vote.clone(),
         }
     }
 }

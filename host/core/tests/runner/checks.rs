@@ -25,6 +25,8 @@ pub(crate) struct Checks {
     digests: BTreeMap<u64, Digest>,
     /// Entries that are skipped, and the entry that ordered it.
     skipped: BTreeMap<u64, u64>,
+    /// Entries that do something else than they did, and the entries that ordered it.
+    changed: BTreeSet<(u64, u64)>,
     /// The highest index at which each command was applied.
     payloads: BTreeMap<Bytes, u64>,
     answered: BTreeSet<Ticket>,
@@ -60,16 +62,18 @@ impl Checks {
         }
     }
 
-    /// A replica knows which entries are skipped. Replicas that were abandoned may have applied
-    /// such an entry, and more of them up to the one that orders it.
+    /// A replica knows which entries are skipped, or applied by another module. Replicas that were
+    /// abandoned may have applied such an entry, and more of them up to the one that orders it.
     pub(crate) fn amended(&mut self, amendments: &Amendments) {
         for Amendment { at: by, change } in amendments.iter() {
-            let Change::Skip { index } = *change else { continue };
-            let known = *self.skipped.entry(index).or_insert_with(|| {
+            let Some(index) = change.reaches_back_to() else { continue };
+            if self.changed.insert((index, *by)) {
                 self.digests.retain(|at, _| !(index..*by).contains(at));
-                *by
-            });
-            assert_eq!(known, *by, "entry {index} is skipped by two entries");
+            }
+            if matches!(change, Change::Skip { .. }) {
+                let known = *self.skipped.entry(index).or_insert(*by);
+                assert_eq!(known, *by, "entry {index} is skipped by two entries");
+            }
         }
     }
 

@@ -15,6 +15,7 @@ use bytes::Bytes;
 use lockstep_core::apply::Answer;
 use lockstep_core::fault::Refusal;
 use lockstep_core::group::frame::Body;
+use lockstep_core::group::upgrade::TrialId;
 use lockstep_core::group::{
     Effect, Event, Found, Frame, Group, GroupConfig, Inbound, ReplicaState, Role, SnapshotPolicy,
     Stopped,
@@ -47,6 +48,9 @@ pub(crate) struct Process {
     pub(crate) judged: Vec<String>,
     /// How often it asked a peer for an object; shown by `more`.
     pub(crate) asked: usize,
+    /// Modules to have ready for a trial, and what becomes of that.
+    trials: Vec<(TrialId, ModuleId)>,
+    pub(crate) prepares: Prepares,
     /// The list of snapshots that was shown last.
     told: Option<Vec<u64>>,
     /// Role, and term and configuration index, as shown last.
@@ -61,6 +65,14 @@ struct Transfer {
     bytes: Bytes,
     purpose: Purpose,
     insist: bool,
+}
+
+/// What becomes of modules that are to be tried.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Prepares {
+    Go,
+    Hang,
+    Fail,
 }
 
 /// What happens to transfers.
@@ -125,6 +137,8 @@ impl Cluster {
             judged: Vec::new(),
             asked: 0,
             told: None,
+            trials: Vec::new(),
+            prepares: Prepares::Go,
             seen: (None, (0, 0)),
         };
         self.processes.insert(name.to_owned(), process);
@@ -162,6 +176,7 @@ impl Cluster {
         process.disk.crash();
         process.lane = Lane::default();
         process.proofs.clear();
+        process.trials.clear();
         self.transfers.retain(|transfer| transfer.from != name);
     }
 
@@ -249,6 +264,7 @@ impl Cluster {
                         insist,
                     });
                 }
+                Effect::Prepare { trial, module, .. } => process.trials.push((trial, module)),
                 Effect::Judged { object, taken } => {
                     let word = if taken { "taken" } else { "left" };
                     process.judged.push(format!("{}:{word}", object.index));
@@ -355,6 +371,7 @@ impl Cluster {
                 moved |= self.sync(&name, usize::MAX, false);
                 moved |= self.run_lane(&name);
                 moved |= self.prove(&name);
+                moved |= self.prepare(&name);
             }
             moved |= self.deliver();
             moved |= self.carry_objects();
@@ -385,7 +402,7 @@ impl Cluster {
         let Some(image) = process.disk.durable.as_ref().filter(|_| !process.lane.is_idle()) else {
             return false;
         };
-        let Some(done) = process.lane.run(image, &process.store, process.config.module) else {
+        let Some(done) = process.lane.run(image, &process.store) else {
             return false;
         };
         self.checks.amended(&process.lane.amendments);
@@ -422,6 +439,20 @@ impl Cluster {
         let index = snapshot.index;
         self.tell(format!("{name} reads snapshot {index} before it gives up another: {what}"));
         self.event(name, Event::Read { snapshot, found });
+        true
+    }
+
+    /// Has modules ready that are to be tried, or says why not.
+    fn prepare(&mut self, name: &str) -> bool {
+        let process = self.processes.get_mut(name).expect("the process was added");
+        let result = match process.prepares {
+            Prepares::Hang => return false,
+            Prepares::Fail => Err("the script says so".to_owned()),
+            Prepares::Go => Ok(()),
+        };
+        let Some((trial, module)) = process.trials.pop() else { return false };
+        self.tell(format!("{name} prepares module {}", module.0[0]));
+        self.event(name, Event::Prepared { trial, result });
         true
     }
 

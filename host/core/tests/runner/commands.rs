@@ -45,6 +45,11 @@
 //! answers NODE SESSION FIRST LAST LOWEST         calls with answers as long as they may be
 //! skip NODE INDEX [ABANDONED]... · limits NODE FUEL [MEMORY] · freeze|unfreeze NODE
 //! on-fault NODE skip|halt                        orders of an operator
+//! upgrade NODE MODULE [INDEX [ABANDONED]...]     another module, from the entry at INDEX on
+//! abort NODE                                     ends that
+//! prepares NODE go|hang|fail · moves NODE fail|ok
+//!                                                its node has modules ready, or not; has the
+//!                                                memory for another guest, or not
 //! strays NODE WITH · repair NODE                 the state of its guest goes astray; it is to go
 //!                                                on from another's snapshot
 //! checkpoint NODE [told] · handover NODE · fault NODE WHY · unreachable NODE OTHER
@@ -59,7 +64,7 @@ use lockstep_core::limits;
 use lockstep_core::memory::MemoryUse;
 use lockstep_core::snapshot::SnapshotSpace;
 
-use super::cluster::{Bulk, Cluster, describe};
+use super::cluster::{Bulk, Cluster, Prepares, describe};
 use super::disk::Image;
 use super::words::{after, ends, number, pairs};
 use super::{forge, more, setup};
@@ -232,8 +237,16 @@ impl Session {
             ("lane", [node, how]) => {
                 cluster.processes.get_mut(*node).expect("a process").lane.stuck = *how == "stuck";
             }
-            ("captures" | "restores" | "traps" | "strays", [node, how @ ..]) => {
+            ("captures" | "restores" | "traps" | "strays" | "moves", [node, how @ ..]) => {
                 cluster.processes.get_mut(*node).expect("a process").lane.told(word, how);
+            }
+            ("prepares", [node, how]) => {
+                let prepares = match *how {
+                    "go" => Prepares::Go,
+                    "hang" => Prepares::Hang,
+                    _fail => Prepares::Fail,
+                };
+                cluster.processes.get_mut(*node).expect("a process").prepares = prepares;
             }
             ("bulk", [how]) => {
                 cluster.bulk = Some(match *how {
@@ -400,7 +413,7 @@ impl Session {
                 let ticket = self.cluster.ticket(label, false);
                 self.cluster.event(node, Event::Checkpoint { ticket });
             }
-            ("skip" | "limits" | "freeze" | "unfreeze" | "on-fault", [node, how @ ..]) => {
+            ("skip" | "limits" | "freeze" | "unfreeze" | "on-fault" | "upgrade" | "abort", [node, how @ ..]) => {
                 more::order(&mut self.cluster, word, node, how);
             }
             ("repair", [node]) => {

@@ -52,7 +52,14 @@ pub(crate) struct Lane {
     pub(crate) amendments: Amendments,
     /// It has no guest until a start or a restore builds one.
     waiting: bool,
+    /// The module into which a copy of the state was moved.
+    tried: Option<ModuleId>,
+    /// Copies of the state cannot be moved, for want of memory.
+    moves_fail: bool,
 }
+
+/// The number of the module into which no state can be moved.
+const TRAPS: u8 = 9;
 
 /// The result of one job.
 #[derive(Default)]
@@ -81,7 +88,6 @@ impl Lane {
         &mut self,
         image: &Image,
         store: &SharedStore,
-        module: ModuleId,
     ) -> Option<Done> {
         let mut done = Done::default();
         let job = self.queue.pop_front()?;
@@ -110,7 +116,7 @@ impl Lane {
                 self.range(entries, &awaited, &mut done);
             }
             capture @ ApplyJob::Capture { .. } => {
-                self.come_to_a_capture(capture, image, module, store, &mut done);
+                self.come_to_a_capture(capture, image, store, &mut done);
             }
             ApplyJob::Stand { goal } => {
                 let at = self.stand(goal, image, store).map(|at| (at, self.ledger.clock()));
@@ -129,6 +135,12 @@ impl Lane {
                 let (build, index) = (self.build, snapshot.index);
                 done.events.push(Event::Restored { build, index, clock });
             }
+            ApplyJob::Try { trial, module } => {
+                self.tried = Some(module).filter(|module| self.moves_to(*module).is_ok());
+                let result = self.moves_to(module);
+                done.events.push(Event::Tried { trial, result });
+            }
+            ApplyJob::DropTried => self.tried = None,
             ApplyJob::Query { ticket, request, index } => {
                 done.answer = Some((ticket, self.ask(&request, index)));
             }
@@ -141,7 +153,6 @@ impl Lane {
         &mut self,
         job: ApplyJob,
         image: &Image,
-        module: ModuleId,
         store: &SharedStore,
         done: &mut Done,
     ) {
@@ -158,7 +169,7 @@ impl Lane {
             let (unlist, capture) = (unlist.clone(), Some(index));
             done.events.push(Event::SpaceWanted { unlist, capture });
         } else {
-            let captured = self.capture(term, index, configuration, module, store);
+            let captured = self.capture(term, index, configuration, store);
             done.events.push(Event::CaptureWritten { index });
             if !self.captures_hang {
                 done.events.push(Event::Captured(captured));
@@ -188,6 +199,7 @@ impl Lane {
                 (self.no_place, self.captures_hang) = (is("full"), is("hang"));
             }
             "restores" => (self.restores_fail, self.restores_trap) = (is("fail"), is("trap")),
+            "moves" => self.moves_fail = is("fail"),
             "strays" => self.machine.astray = Some(how.join(" ")),
             _traps => (self.traps, self.lacks) = (true, is("short")),
         }
@@ -271,6 +283,35 @@ impl Lane {
         let envelope = bytes.slice(4..4 + length);
         self.ledger = Ledger::decode_envelope(envelope, desc.index).expect("an envelope is valid");
         self.machine = Machine::decode(&bytes[4 + length..]);
+        self.is_moved();
+    }
+
+    /// The machine is one of the module that the ledger names.
+    fn is_moved(&mut self) {
+        self.tried = None;
+        self.machine.module = self.ledger.bootstrap().map_or(0, |record| record.module.0[0]);
+    }
+
+    /// Whether the state can be moved into this module.
+    fn moves_to(&self, module: ModuleId) -> Result<(), String> {
+        match module.0[0] {
+            TRAPS => Err("trap in restore: the module says so".to_owned()),
+            _other if self.moves_fail => Err("the script says so".to_owned()),
+            _other => Ok(()),
+        }
+    }
+
+    /// Moves the state into this module; false if the guest traps.
+    fn moved(&mut self, module: ModuleId, index: u64, done: &mut Done) -> bool {
+        let number = module.0[0];
+        let kept = if self.tried == Some(module) { "" } else { ", without a trial" };
+        done.told.push(format!("goes over to module {number} at {index}{kept}"));
+        if number == TRAPS {
+            return false;
+        }
+        self.ledger.moved(module);
+        self.is_moved();
+        true
     }
 
     fn ask(&self, request: &[u8], index: u64) -> String {
@@ -286,9 +327,9 @@ impl Lane {
         term: u64,
         index: u64,
         configuration: Configuration,
-        module: ModuleId,
         store: &SharedStore,
     ) -> Verified {
+        let module = self.ledger.bootstrap().expect("entry 1 is applied").module;
         let bytes = Bytes::from(self.payload(&self.machine.snapshot()));
         let digest = Digest(*blake3::hash(&bytes).as_bytes());
         let length = bytes.len() as u64;
@@ -312,6 +353,13 @@ impl Lane {
             if self.amendments.skips(index) {
                 done.told.push(format!("skips entry {index}"));
             }
+            let before = self.amendments.module_from(index);
+            let runs = self.ledger.bootstrap().map(|record| record.module);
+            if let Some(module) = before.filter(|module| Some(*module) != runs)
+                && !self.moved(module, index, done)
+            {
+                return self.trap("upgrade", Some(index), done);
+            }
             let work = self.ledger.admit(&entry, &self.amendments).expect("an entry can be read");
             let answers = match work {
                 Work::Done(answers) => answers,
@@ -320,12 +368,20 @@ impl Lane {
                     done.told.push(format!("has {fuel_command} fuel a command from {index} on"));
                     Vec::new()
                 }
+                Work::Move(module) => {
+                    if !self.moved(module, index, done) {
+                        return self.trap("upgrade", Some(index), done);
+                    }
+                    Vec::new()
+                }
                 Work::Init(_) => {
+                    self.is_moved();
                     let footprint = Footprint { snapshot: 0, memory: self.machine.memory() };
                     done.events.push(Event::Built { index: 0, footprint });
                     Vec::new()
                 }
                 Work::Wake(moment) => {
+                    self.tried = None;
                     if std::mem::take(&mut self.traps) {
                         return self.trap("wake", Some(index), done);
                     }
@@ -337,6 +393,7 @@ impl Lane {
                     return self.trap("apply", Some(index), done);
                 }
                 Work::Apply(plan) => {
+                    self.tried = None;
                     let Some((outcomes, emitted)) = self.call(plan.moment, &plan.commands) else {
                         return self.trap("apply", Some(index), done);
                     };

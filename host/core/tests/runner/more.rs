@@ -3,8 +3,8 @@
 
 use lockstep_core::entry::{Limits, OnFault};
 use lockstep_core::fault::{Fault, Refusal, Rejection, Stall};
-use lockstep_core::group::{Event, GroupStatus, Order, PeerStatus, RebuildTally};
-use lockstep_core::ids::ReplicaId;
+use lockstep_core::group::{Event, GroupStatus, Order, PeerStatus, RebuildTally, Resume};
+use lockstep_core::ids::{ModuleId, ReplicaId};
 use lockstep_core::retention::Pin;
 
 use super::cluster::Cluster;
@@ -30,7 +30,7 @@ pub(crate) fn close(cluster: &mut Cluster, node: &str, session: &str) {
 }
 
 /// An operator orders: `skip NODE INDEX [ABANDON]...`, `limits NODE FUEL`, `freeze NODE`,
-/// `on-fault NODE skip|halt`.
+/// `on-fault NODE skip|halt`, `upgrade NODE MODULE [INDEX [ABANDON]...]`, `abort NODE`.
 pub(crate) fn order(cluster: &mut Cluster, word: &str, node: &str, how: &[&str]) {
     let label = [&[word], how].concat().join(" ");
     let order = match (word, how) {
@@ -46,6 +46,15 @@ pub(crate) fn order(cluster: &mut Cluster, word: &str, node: &str, how: &[&str])
             let memory_bytes = Some(memory.parse().expect("limits NODE FUEL MEMORY"));
             Order::Limits(Limits { memory_bytes, ..Limits::default() })
         }
+        ("upgrade", [module, resume @ ..]) => {
+            let module = ModuleId([module.parse().expect("upgrade NODE MODULE"); 32]);
+            let resume = resume.split_first().map(|(index, abandon)| Resume {
+                index: index.parse().expect("upgrade NODE MODULE INDEX"),
+                abandon: abandon.iter().map(|name| cluster.processes[*name].node).collect(),
+            });
+            Order::Upgrade { module, resume }
+        }
+        ("abort", []) => Order::AbortUpgrade,
         ("freeze" | "unfreeze", []) => Order::Freeze(word == "freeze"),
         ("on-fault", ["skip"]) => Order::OnFault(OnFault::Skip),
         ("on-fault", ["halt"]) => Order::OnFault(OnFault::Halt),
@@ -91,6 +100,7 @@ pub(crate) fn tell(cluster: &mut Cluster, name: &str) {
         rebuilds,
         peers,
         alarm,
+        upgrade,
         ..
     } = process.group.as_ref().expect("it runs").status();
     let mut text = format!("{name} commit {commit}");
@@ -128,6 +138,9 @@ pub(crate) fn tell(cluster: &mut Cluster, name: &str) {
     }
     if let Some(alarm) = alarm {
         text += &format!(", alarm: {alarm}");
+    }
+    if let Some(upgrade) = upgrade {
+        text += &format!(", upgrade: {upgrade}");
     }
     if !process.judged.is_empty() {
         text += &format!(", judged {}", process.judged.join(" "));
