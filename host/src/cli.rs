@@ -30,6 +30,7 @@ mod serve;
 mod snapshot;
 pub(crate) mod status;
 mod test;
+mod upgrade;
 mod watch;
 
 /// Replicates a state machine that you ship as a WebAssembly component.
@@ -53,6 +54,7 @@ Examples:
   lockstep check my-machine.wasm
   lockstep test my-machine.wasm                 look for what breaks the contract
   lockstep run                                  a prompt; builds the project when it changes
+  lockstep upgrade start my-machine-2.wasm      a new version, without losing the state
   lockstep replay my-machine.wasm --data-dir data/1 --group kv
   lockstep snapshot list --data-dir data/1
   lockstep recover --config node.toml --group kv --keep-only-me
@@ -104,6 +106,9 @@ enum Command {
     OnFault(orders::OnFaultArgs),
     /// Have a replica that has diverged go on from another's snapshot.
     Repair(repair::Args),
+    /// Have a group run another module.
+    #[command(subcommand)]
+    Upgrade(upgrade::Command),
     /// List and verify the snapshots on a node's disk.
     #[command(subcommand, after_help = "Example: lockstep snapshot list --data-dir data/1")]
     Snapshot(snapshot::Command),
@@ -179,6 +184,7 @@ fn run(command: Command) -> Outcome {
         Command::Unfreeze(args) => block_on(orders::freeze(args, false))?,
         Command::OnFault(args) => block_on(orders::on_fault(args))?,
         Command::Repair(args) => block_on(repair::run(args))?,
+        Command::Upgrade(command) => block_on(upgrade::run(command))?,
         Command::Snapshot(command) => block_on(async move { snapshot::run(&command).await })?,
         Command::Recover(args) => recover::run(&args),
         Command::Group(command) => recover::drop_group(&command),

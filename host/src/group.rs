@@ -47,6 +47,7 @@ pub mod log_lane;
 pub(crate) mod mailbox;
 mod notices;
 mod outbox;
+pub(crate) mod prepare;
 mod query_guard;
 pub(crate) mod readers;
 pub mod reopen;
@@ -72,6 +73,7 @@ use log_lane::PersistJob;
 use mailbox::{Inward, Mailbox, Request};
 use notices::Notices;
 use outbox::Outbound;
+use prepare::Preparer;
 use readers::Readers;
 use store_lane::{Standing, StoreWatch};
 
@@ -131,6 +133,7 @@ pub(crate) struct Lanes {
     /// Rate of an outbound transfer, bytes a second; 0 = no limit.
     pub rate: u64,
     pub readers: Readers,
+    pub preparer: Preparer,
 }
 
 /// Work for the apply lane's thread.
@@ -413,6 +416,9 @@ impl GroupActor {
                 Effect::SendSnapshot { to, snapshot, purpose, insist } => {
                     let outbound = Outbound { to, snapshot, purpose, insist };
                     outbox::spawn(&self.lanes, &self.handle, &self.group, outbound);
+                }
+                Effect::Prepare { trial, module, running } => {
+                    self.lanes.preparer.begin(&self.handle, trial, module, running);
                 }
                 Effect::Judged { object, taken } => self.lanes.judged.tell(object, taken),
                 Effect::Answer { ticket, answer } => self.answer(ticket, answer),

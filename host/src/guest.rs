@@ -225,3 +225,36 @@ pub trait GuestModule: Send + Sync {
 
 /// A module, which many groups may share.
 pub type Module = Arc<dyn GuestModule>;
+
+/// The modules that a node can run.
+pub trait Modules: Send + Sync {
+    /// The module of this id. May compile it.
+    fn find(&self, id: ModuleId) -> Result<Module, Lack>;
+}
+
+/// Why a module cannot be run.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Lack {
+    /// It is not here. The other nodes were asked for it so often, and none of them had it.
+    #[error(
+        "it is not on this node; the others are asked for it, and `lockstep upgrade stage` brings it"
+    )]
+    Absent { asked: u32 },
+    #[error("{0}")]
+    Unusable(String),
+}
+
+/// One module, which no other one ever follows.
+pub struct OneModule(Module);
+
+impl OneModule {
+    pub fn of(module: Module) -> Arc<dyn Modules> {
+        Arc::new(Self(module))
+    }
+}
+
+impl Modules for OneModule {
+    fn find(&self, id: ModuleId) -> Result<Module, Lack> {
+        Some(&self.0).filter(|module| module.id() == id).cloned().ok_or(Lack::Absent { asked: 0 })
+    }
+}

@@ -22,6 +22,7 @@ pub mod guest;
 pub mod kit;
 pub(crate) mod logging;
 pub mod metrics;
+pub mod modules;
 pub mod node;
 pub(crate) mod panics;
 pub mod recover;

@@ -36,8 +36,9 @@ use crate::guest::component::ComponentModule;
 use crate::guest::native::NativeModule;
 use crate::guest::{GuestModule, Module};
 use crate::metrics::{self, NodeMetrics, Sources};
+use crate::modules::ModuleStore;
 use crate::router::{Addresses, Router};
-use crate::rpc::HelloInfo;
+use crate::rpc::{self, HelloInfo};
 use crate::rpc::peer_api::SnapshotInbox;
 use crate::rpc::peer_link::GrpcTransport;
 use crate::rpc::port::PortState;
@@ -139,15 +140,22 @@ impl Node {
     fn start_behind(ports: Ports, config: &NodeConfig, rejoin: bool) -> Result<Self, StartError> {
         let fs: Arc<dyn Fs> = Arc::new(DiskFs);
         let clock: Arc<dyn Clock> = Arc::new(SystemClock { offset_ms: config.clock_offset_ms });
-        let mut modules = BTreeMap::new();
+        let (mut modules, mut components) = (BTreeMap::new(), BTreeMap::new());
         for spec in &config.groups {
-            modules.insert(spec.name.clone(), load_module(spec, &modules, config)?);
+            let (module, bytes) = load_module(spec, &modules, config)?;
+            components.entry(module.id()).or_insert((Arc::clone(&module), bytes));
+            modules.insert(spec.name.clone(), module);
         }
         let mut data =
             once_there_is_space(DataDirError::is_short, || DataDir::open(&fs, config, rejoin))?;
         if rejoin {
             data.move_snapshots_aside(&*fs, config)?;
         }
+        let store = Arc::new(ModuleStore::open(
+            Arc::clone(&fs),
+            data.path(),
+            components.into_iter().map(|(_, component)| component),
+        ));
         let (wal, mut recovered) = open_log(&fs, config, &mut data)?;
         let (log, log_thread) = start_log(wal, &data)?;
         let (log_reader, log_times) = (log.reader(), log.times());
@@ -161,19 +169,20 @@ impl Node {
             budget,
             rate: config.snapshot_rate_bytes,
             readers: Readers::default(),
+            modules: Arc::clone(&store) as _,
         };
         let (mut opened, mut unusable, mut shares) = (Vec::new(), Vec::new(), Vec::new());
         for spec in &config.groups {
             let state = recovered.remove(&GroupId::of_name(&spec.name));
-            let module = Arc::clone(&modules[&spec.name]);
+            let module = &modules[&spec.name];
             let dir = snapshot_dir_of_group(&*fs, config, spec, &mut data, state.as_ref());
             let space = nearest_space(&*fs, dir.path())?;
             let cap = spec.snapshot_cap.map_or(u64::MAX, |share| share.of(space.total));
-            let mut group = group_config(spec, config, &*module);
+            let mut group = group_config(spec, config, &**module);
             group.snapshots_share_log_disk = space.device == disk.device;
             shares.push(sizing::Share::of(&group, state.as_ref()));
             let place = start::Place { dir, cap };
-            match start::open(&shared, group, module, place, state)? {
+            match start::open(&shared, group, place, state)? {
                 Started::Opened(group) => opened.push(*group),
                 Started::Unusable(handle) => unusable.push(handle),
             }
@@ -187,7 +196,7 @@ impl Node {
         }
         drop(shared);
         let metrics = Arc::clone(&ports.metrics);
-        let node = Self::run(config, data, ports, opened, unusable, log_thread);
+        let node = Self::run(config, data, ports, opened, unusable, store, log_thread);
         let (router, closing) = (node.router.clone(), node.closing.subscribe());
         metrics.started(Sources { router, clock, log: log_times, closing });
         if config.scrub_seconds > 0 {
@@ -204,6 +213,7 @@ impl Node {
         ports: Ports,
         opened: Vec<Opened>,
         unusable: Vec<GroupHandle>,
+        modules: Arc<ModuleStore>,
         log_thread: JoinHandle<()>,
     ) -> Self {
         let handles: Vec<GroupHandle> = opened.iter().map(|group| group.handle.clone()).collect();
@@ -211,6 +221,7 @@ impl Node {
         let addresses =
             Addresses { peers: config.nodes.clone(), advertised: config.clients.advertise.clone() };
         let router = Router::new(config.node, all, addresses);
+        modules.fetch_with(rpc::modules::fetch(&modules, &router));
         let hello = HelloInfo {
             cluster: config.cluster_id(),
             cluster_name: config.cluster.clone(),
@@ -238,6 +249,7 @@ impl Node {
         let services = Services {
             closing: closed,
             router: router.clone(),
+            modules,
             inbox: Arc::new(Inboxes(inboxes)),
             hello,
             transport: Arc::clone(&transport),
@@ -471,26 +483,27 @@ fn load_module(
     spec: &GroupSpec,
     loaded: &BTreeMap<String, Module>,
     config: &NodeConfig,
-) -> Result<Module, StartError> {
+) -> Result<(Module, Option<Vec<u8>>), StartError> {
     // Groups with the same module share it.
     let same = config.groups.iter().find(|other| other.module == spec.module);
     if let Some(module) = same.and_then(|other| loaded.get(&other.name)) {
-        return Ok(Arc::clone(module));
+        return Ok((Arc::clone(module), None));
     }
     match &spec.module {
         ModuleSource::File(path) => {
             let (group, path) = (spec.name.clone(), path.clone());
             let read = read_component(&path);
-            match read.map(|read| read.and_then(|bytes| compile_component(&bytes))) {
-                Ok(Ok(module)) => Ok(Arc::new(module)),
+            let compile = |bytes: Vec<u8>| compile_component(&bytes).map(|module| (module, bytes));
+            match read.map(|read| read.and_then(compile)) {
+                Ok(Ok((module, bytes))) => Ok((Arc::new(module), Some(bytes))),
                 Ok(Err(why)) => Err(StartError::Module { group, path, why }),
                 Err(source) => Err(StartError::ModuleFile { group, path, source }),
             }
         }
-        ModuleSource::Native(name) => native(name).ok_or_else(|| StartError::NativeModule {
-            group: spec.name.clone(),
-            name: name.clone(),
-        }),
+        ModuleSource::Native(name) => match native(name) {
+            Some(module) => Ok((module, None)),
+            None => Err(StartError::NativeModule { group: spec.name.clone(), name: name.clone() }),
+        },
     }
 }
 

@@ -23,6 +23,7 @@ mod forward;
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) mod fuzz;
 mod links;
+pub(crate) mod modules;
 mod orders;
 pub mod peer_api;
 pub mod peer_link;

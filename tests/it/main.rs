@@ -28,4 +28,5 @@ mod stalls;
 mod start;
 mod streams;
 mod timers;
+mod upgrades;
 mod ways_on;

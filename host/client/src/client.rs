@@ -310,6 +310,50 @@ impl Client {
         .map(|(response, _)| response.index)
     }
 
+    /// Gives a module to the first endpoint that takes it, in pieces of at most `piece_bytes` bytes;
+    /// the node checks, compiles and keeps it. `id` is the SHA-256 of its bytes.
+    pub async fn stage_module(
+        &self,
+        id: [u8; 32],
+        bytes: &[u8],
+        piece_bytes: usize,
+    ) -> Result<v1::StagedModule> {
+        let mut first = None;
+        for endpoint in self.endpoints() {
+            match self.stage_module_at(endpoint, id, bytes, piece_bytes).await {
+                Ok(staged) => return Ok(staged),
+                // Another node would say the same of the module.
+                Err(Error::Refused { refusal, message, attempts }) if refusal == "malformed" => {
+                    return Err(Error::Refused { refusal, message, attempts });
+                }
+                Err(error) => drop(first.get_or_insert(error)),
+            }
+        }
+        Err(first.expect("a client has an endpoint"))
+    }
+
+    async fn stage_module_at(
+        &self,
+        endpoint: &str,
+        id: [u8; 32],
+        bytes: &[u8],
+        piece_bytes: usize,
+    ) -> Result<v1::StagedModule> {
+        let mut client = self.inner.routes.at(endpoint)?.client;
+        let mut staged = None;
+        for (number, piece) in bytes.chunks(piece_bytes).enumerate() {
+            let request = v1::StageModuleRequest {
+                module: Bytes::copy_from_slice(&id),
+                total: bytes.len() as u64,
+                offset: (number * piece_bytes) as u64,
+                piece: Bytes::copy_from_slice(piece),
+            };
+            let asking = client.stage_module(timed(request, self.inner.options.deadline));
+            staged = self.once(asking).await?.staged;
+        }
+        staged.ok_or(Error::Malformed("no answer to the last piece of the module"))
+    }
+
     /// Why the replica on the node at `endpoint` is halted; with the entry's commands, if asked.
     pub async fn fault(&self, endpoint: &str, commands: bool) -> Result<v1::FaultResponse> {
         let mut client = self.inner.routes.at(endpoint)?.client;

@@ -32,9 +32,11 @@ use sessions::Admission;
 pub use sessions::Sessions;
 pub use timer::{Deadline, LogClock, Setting};
 
-const ENVELOPE_VERSION: u8 = 3;
-/// Has no switches. It is written as long as all of them are as at the bootstrap, so that replicas
-/// of this release and of the one before write equal snapshots.
+const ENVELOPE_VERSION: u8 = 4;
+/// Names no earlier module. Of all versions the lowest is written that holds what there is, so that
+/// replicas of this release and of earlier ones write equal snapshots.
+const ENVELOPE_VERSION_WITHOUT_UPGRADE: u8 = 3;
+/// Has no switches: all of them are as at the bootstrap.
 const ENVELOPE_VERSION_WITHOUT_SWITCHES: u8 = 2;
 /// Largest envelope, bytes: kept answers (lent ones, and each session's own), the session table,
 /// the events, the bootstrap record.
@@ -152,6 +154,8 @@ pub struct Ledger {
     /// What the guest's timer is set to.
     deadline: Option<Deadline>,
     switches: Switches,
+    /// The module before the last upgrade.
+    previous: Option<ModuleId>,
     sessions: Sessions,
     events: EventWindow,
 }
@@ -193,6 +197,7 @@ impl Ledger {
             deadline: self.deadline,
             switches: self.switches,
             module: self.bootstrap.as_ref().map(|record| record.module),
+            previous: self.previous,
         }
     }
 
@@ -285,7 +290,7 @@ impl Ledger {
     /// The guest is one of this module from now on.
     pub fn moved(&mut self, module: ModuleId) {
         if let Some(record) = &mut self.bootstrap {
-            record.module = module;
+            self.previous = Some(std::mem::replace(&mut record.module, module));
         }
     }
 
@@ -417,14 +422,19 @@ impl Ledger {
     /// every replica.
     ///
     /// ```text
-    /// envelope = length u32 · version u8 · log time u64 · timer · switches · bootstrap bytes ·
-    ///            sessions · events
+    /// envelope = length u32 · version u8 · log time u64 · timer · switches · previous ·
+    ///            bootstrap bytes · sessions · events
     /// timer    = 0 u8, or 1 u8 · at ms u64 · set by u64
     /// switches = nothing in version 2, or frozen u8 · on fault u8
+    /// previous = nothing before version 4, or module 32
     /// ```
     pub fn encode_envelope(&self) -> Vec<u8> {
         let switched = self.switches != Switches::default();
-        let version = if switched { ENVELOPE_VERSION } else { ENVELOPE_VERSION_WITHOUT_SWITCHES };
+        let version = match (self.previous, switched) {
+            (Some(_), _) => ENVELOPE_VERSION,
+            (None, true) => ENVELOPE_VERSION_WITHOUT_UPGRADE,
+            (None, false) => ENVELOPE_VERSION_WITHOUT_SWITCHES,
+        };
         let mut body = vec![version];
         body.put_u64(self.log_time_ms);
         match self.deadline {
@@ -435,9 +445,12 @@ impl Ledger {
             }
             Some(_) | None => body.put_u8(0),
         }
-        if switched {
+        if version >= ENVELOPE_VERSION_WITHOUT_UPGRADE {
             body.put_u8(u8::from(self.switches.frozen));
             self.switches.on_fault.encode(&mut body);
+        }
+        if let Some(module) = self.previous {
+            body.put_raw(&module.0);
         }
         let mut bootstrap = Vec::new();
         if let Some(record) = &self.bootstrap {
@@ -465,6 +478,10 @@ impl Ledger {
             ENVELOPE_VERSION_WITHOUT_SWITCHES => Switches::default(),
             _newer => Switches { frozen: reader.flag()?, on_fault: OnFault::decode(&mut reader)? },
         };
+        let previous = match version {
+            ENVELOPE_VERSION => Some(ModuleId(reader.array()?)),
+            _older => None,
+        };
         let encoded = reader.bytes(limits::GUEST_CONFIG_BYTES_MAX + 4096)?;
         let bootstrap = if encoded.is_empty() {
             None
@@ -477,7 +494,16 @@ impl Ledger {
         let sessions = Sessions::decode(&mut reader)?;
         let events = EventWindow::decode(&mut reader)?;
         reader.finish()?;
-        Ok(Self { bootstrap, applied: index, log_time_ms, deadline, switches, sessions, events })
+        Ok(Self {
+            bootstrap,
+            applied: index,
+            log_time_ms,
+            deadline,
+            switches,
+            previous,
+            sessions,
+            events,
+        })
     }
 }
 

@@ -190,6 +190,8 @@ pub(crate) struct Shared {
     turns: Turns,
     /// The module that applies what follows.
     module: ModuleId,
+    /// The module before the last upgrade.
+    previous: Option<ModuleId>,
     /// As a leader, the trial under way.
     trial: Option<Trial>,
     takes_part: TakesPart,
@@ -273,6 +275,7 @@ impl Group {
             own: Own { applied: 0, snapshot: 0, taken: None, guest: GuestIs::Absent },
             turns: Turns::default(),
             module: config.module,
+            previous: None,
             trial: None,
             takes_part: TakesPart::default(),
             config,

@@ -8,8 +8,8 @@
 //!   recovery point and the log, and tried once more; if it faults again, the replica halts.
 //! - A rebuild does what a start does: it restores the newest listed snapshot that can be restored,
 //!   then replays the log up to the goal.
-//! - There is one guest at a time: the old one is dropped before another is made. A restored guest
-//!   is kept only if it accepted the payload, and the payload's length and digest are right.
+//! - There is one guest at a time: the old one is dropped before another is made, but for trials of
+//!   another module. A restored guest is kept only if it accepted the payload, and the payload's length and digest are right.
 //! - A start or a restore waits for one of the host's places to restore a snapshot. A rebuild that
 //!   a fault forces in the middle of other work needs no place.
 //! - When raft installs a snapshot, the log is cut while the lane may still be reading it. The lane
@@ -30,7 +30,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use lockstep_core::amendment::{Amendments, Change};
+use lockstep_core::amendment::Amendments;
 use lockstep_core::apply::{Answer, Applied, EntryAnswers, Ledger, Work};
 use lockstep_core::fault::{Fault, FaultClass, GuestFault, Refusal};
 use lockstep_core::group::{ApplyJob, Event};
@@ -49,13 +49,15 @@ use crate::group::event_board::EventBoard;
 use crate::group::gauges::Gauges;
 use crate::group::query_guard::QueryGuard;
 use crate::group::{QueryAnswer, open_object};
-use crate::guest::{Guest, GuestLog, Module, SnapshotHeader};
+use crate::guest::{Guest, GuestLog, Lack, Module, Modules, SnapshotHeader};
 use crate::store::{Place, Quota, StoreHandle, Use};
 use crate::wal::WalReader;
 
 pub(crate) use self::reading::read_ledger;
 use reading::{broke, not_read};
 use snapshot_traps::SnapshotTraps;
+pub use upgrading::readable;
+use upgrading::Moved;
 
 mod asking;
 mod capturing;
@@ -63,6 +65,7 @@ mod halted;
 mod places;
 mod reading;
 mod snapshot_traps;
+mod upgrading;
 #[cfg(test)]
 mod tests;
 
@@ -75,7 +78,8 @@ type Left = Option<(u64, Vec<Entry>)>;
 /// What the lane works with.
 pub struct Tools {
     pub group: GroupId,
-    pub module: Module,
+    /// The modules that this node can run.
+    pub modules: Arc<dyn Modules>,
     /// The `config` of this node's file, until it was compared with the group's.
     pub config: Option<Bytes>,
     pub log: WalReader,
@@ -113,6 +117,10 @@ pub struct ApplyLane {
     tools: Tools,
     ledger: Ledger,
     guest: Option<Box<dyn Guest>>,
+    /// The module of the guest; if there is none, that of the last one.
+    module: Option<Module>,
+    /// A guest of another module, which may take the live one's place.
+    moved: Option<Moved>,
     guest_log: Arc<GuestLog>,
     /// The index of the last entry that a guest of this replica may have applied, in this process
     /// or an earlier one. The guest's log lines are suppressed up to there.
@@ -134,7 +142,7 @@ pub struct ApplyLane {
     aside: Vec<Event>,
     /// The guest's memory as last reported to the core.
     told_memory: Option<MemoryUse>,
-    /// What the last start was told of skipped entries and raised limits.
+    /// What the last start was told of skipped entries, raised limits and other modules.
     amendments: Amendments,
     query_guard: QueryGuard,
     snapshot_traps: SnapshotTraps,
@@ -153,6 +161,8 @@ impl ApplyLane {
             tools,
             ledger: Ledger::default(),
             guest: None,
+            module: None,
+            moved: None,
             heard: 0,
             fault: None,
             untold: None,
@@ -246,15 +256,21 @@ impl ApplyLane {
             ApplyJob::Capture { term, index, configuration, gain } => {
                 Some(self.capture(term, index, configuration, gain))
             }
+            ApplyJob::Try { trial, module } => Some(self.try_module(trial, module)),
+            ApplyJob::DropTried => {
+                self.moved = None;
+                None
+            }
             ApplyJob::Query { .. } => unreachable!("it was asked above"),
         };
         self.end(output.into_iter().chain(rest.map(Output::Rest)))
     }
 
-    /// Takes over what there is to know of skipped entries and limits before a guest is built.
+    /// Takes over what there is to know of entries that do something else than they did, before a
+    /// guest is built.
     fn amend(&mut self, amendments: Amendments) {
         for amendment in amendments.after(self.amendments.last()) {
-            if let Change::Skip { index } = amendment.change {
+            if let Some(index) = amendment.change.reaches_back_to() {
                 self.tools.board.undo(index, amendment.at);
             }
         }
@@ -332,6 +348,9 @@ impl ApplyLane {
 
     fn refuse(&self, job: ApplyJob) -> Output {
         match job {
+            ApplyJob::Try { trial, .. } => {
+                Output::Event(Event::Tried { trial, result: Err("there is no guest".to_owned()) })
+            }
             ApplyJob::Query { .. } => unreachable!("queries are refused one by one"),
             ApplyJob::Capture { index, .. } => {
                 let why = "there is no guest".into();
@@ -340,8 +359,11 @@ impl ApplyLane {
             ApplyJob::Range { bytes, .. } => {
                 Output::Event(Event::Applied(Applied { bytes, ..Applied::default() }))
             }
-            ApplyJob::Start { .. } | ApplyJob::Restore { .. } | ApplyJob::Stand { .. } => {
-                // `run` refuses none of these.
+            ApplyJob::Start { .. }
+            | ApplyJob::Restore { .. }
+            | ApplyJob::Stand { .. }
+            | ApplyJob::DropTried => {
+                // `run` refuses none of these, but for the last, which leaves nothing to tell.
                 Output::Event(Event::Applied(Applied::default()))
             }
         }
@@ -409,6 +431,9 @@ impl ApplyLane {
 
     fn apply(&mut self, entry: &Entry) -> Result<Vec<Answer>, Fault> {
         let index = entry.index;
+        if let Some(module) = self.amendments.module_from(index) {
+            self.move_to(module, index)?;
+        }
         let work = self.ledger.admit(entry, &self.amendments);
         let work = work.map_err(|e| Fault::Internal(format!("entry {index}: {e}")))?;
         if self.amendments.skips(index) {
@@ -425,25 +450,32 @@ impl ApplyLane {
         match work {
             Work::Done(answers) => Ok(answers),
             Work::Init(moment) => {
-                let mut guest = self.fresh()?;
+                let (module, mut guest) = self.fresh()?;
                 let bootstrap = self.ledger.bootstrap().expect("init follows the bootstrap record");
                 let emitted = guest.init(moment.into(), &bootstrap.config)?;
                 self.ledger.emitted(emitted);
-                self.built(0, 0, guest);
+                self.built(0, 0, module, guest);
+                Ok(Vec::new())
+            }
+            Work::Move(module) => {
+                self.move_to(module, index)?;
                 Ok(Vec::new())
             }
             Work::Limit(profile) => {
+                self.moved = None;
                 let guest = self.guest.as_mut().ok_or_else(no_guest)?;
                 guest.limit(&profile);
                 Ok(Vec::new())
             }
             Work::Wake(moment) => {
+                self.moved = None;
                 let guest = self.guest.as_mut().ok_or_else(no_guest)?;
                 let emitted = guest.wake(moment.into())?;
                 self.ledger.emitted(emitted);
                 Ok(Vec::new())
             }
             Work::Apply(plan) => {
+                plant!("upgrade_under_commands" skips self.moved = None);
                 let guest = self.guest.as_mut().ok_or_else(no_guest)?;
                 let mut plan = plan;
                 plant!("clock_in_apply" does plan.moment.time_ms = self.tools.clock.wall_ms());
@@ -465,11 +497,11 @@ impl ApplyLane {
     }
 
     /// Takes over a new guest, built from the snapshot at `index`, or from nothing if that is 0.
-    fn built(&mut self, index: u64, snapshot: u64, guest: Box<dyn Guest>) {
+    fn built(&mut self, index: u64, snapshot: u64, module: Module, guest: Box<dyn Guest>) {
         self.compare_config();
         let footprint = Footprint { snapshot, memory: guest.memory_bytes() };
         self.aside.push(Event::Built { index, footprint });
-        self.guest = Some(guest);
+        (self.guest, self.module) = (Some(guest), Some(module));
     }
 
     /// Says once if this node's `config` is not what the guest is given.
@@ -484,15 +516,16 @@ impl ApplyLane {
 
     /// Instantiates a guest as the ledger's bootstrap record says, with the limits that later
     /// entries raise.
-    fn fresh(&self) -> Result<Box<dyn Guest>, Fault> {
+    fn fresh(&self) -> Result<(Module, Box<dyn Guest>), Fault> {
         let record = self.ledger.bootstrap().expect("the bootstrap record is there");
         let bootstrap = &self.amendments.lifted(record, self.ledger.applied());
-        let module = &self.tools.module;
-        if bootstrap.module != module.id() {
-            return Err(Fault::WrongModule { have: module.id(), want: bootstrap.module });
-        }
+        let found = self.tools.modules.find(bootstrap.module);
+        let no_module =
+            |lack: Lack| Fault::NoModule { module: bootstrap.module, why: lack.to_string() };
+        let module = found.map_err(no_module)?;
         module.check_profile(&bootstrap.profile).map_err(Fault::Unusable)?;
-        Ok(module.instantiate(bootstrap, &self.guest_log)?)
+        let guest = module.instantiate(bootstrap, &self.guest_log)?;
+        Ok((module, guest))
     }
 
     /// Rebuilds guest and ledger as they are after entry `goal`.
@@ -522,7 +555,7 @@ impl ApplyLane {
             match self.install(desc) {
                 Ok(()) => break,
                 Err(
-                    fault @ (Fault::WrongModule { .. } | Fault::Unusable(_) | Fault::Internal(_)),
+                    fault @ (Fault::NoModule { .. } | Fault::Unusable(_) | Fault::Internal(_)),
                 ) => return Err(fault),
                 Err(fault) => {
                     tracing::warn!(group = %self.tools.group, index = desc.index, %fault,
@@ -561,7 +594,7 @@ impl ApplyLane {
 
     /// Drops guest and ledger.
     fn clear(&mut self) {
-        (self.guest, self.ledger) = (None, Ledger::default());
+        (self.guest, self.moved, self.ledger) = (None, None, Ledger::default());
     }
 
     /// Restores a listed object into a fresh guest; if that fails there is no guest. The old guest
@@ -573,8 +606,8 @@ impl ApplyLane {
         let mut reader =
             open_object(&*self.tools.store, desc, Use::Restoring).map_err(|e| not_read(&e))?;
         self.ledger = read_ledger(&mut reader, desc).map_err(|e| broke(&reader, &e))?;
-        let result = self.fresh().and_then(|mut guest| {
-            let header = SnapshotHeader::of(self.tools.module.info(), desc.format, &self.ledger);
+        let result = self.fresh().and_then(|(module, mut guest)| {
+            let header = SnapshotHeader::of(module.info(), desc.format, &self.ledger);
             let bootstrap = self.ledger.bootstrap().expect("fresh found the bootstrap record");
             let restored = guest.restore(&header, &bootstrap.config, &mut reader);
             // A read error takes precedence: what the guest makes of a broken stream is only a
@@ -585,11 +618,11 @@ impl ApplyLane {
             restored?;
             // Reads what the guest left unread, because the digest covers the whole payload.
             std::io::copy(&mut reader, &mut std::io::sink()).map_err(|e| broke(&reader, &e))?;
-            Ok(guest)
+            Ok((module, guest))
         });
         match result {
-            Ok(guest) => {
-                self.built(desc.index, desc.length, guest);
+            Ok((module, guest)) => {
+                self.built(desc.index, desc.length, module, guest);
                 let took = self.tools.clock.running().saturating_sub(began).as_millis() as u64;
                 self.tools.gauges.restored(took, self.ledger.log_time_ms());
                 Ok(())

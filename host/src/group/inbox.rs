@@ -5,15 +5,13 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use lockstep_core::fault::Fault;
-use lockstep_core::group::{Event, GroupStatus, ReplicaState, Running};
+use lockstep_core::group::Event;
 use lockstep_core::snapshot::Verified;
-use lockstep_core::snapshot::chunk::{BulkReply, BulkRequest, Expected, ObjectRef, Offer, Purpose};
+use lockstep_core::snapshot::chunk::{BulkReply, BulkRequest, Expected, ObjectRef, Offer};
 
 use crate::bulk::{self, BulkChannel, Judge};
 use crate::clock::Clock;
 use crate::group::GroupHandle;
-use crate::guest::Module;
 use crate::metrics::Transfers;
 use crate::store::{SnapshotRefusal, StoreHandle};
 
@@ -21,7 +19,6 @@ use crate::store::{SnapshotRefusal, StoreHandle};
 pub(crate) struct GroupInbox {
     pub cluster: [u8; 16],
     pub handle: GroupHandle,
-    pub module: Module,
     pub store: Arc<dyn StoreHandle>,
     pub clock: Arc<dyn Clock>,
     pub judged: Judged,
@@ -81,14 +78,10 @@ impl GroupInbox {
         channel: &mut (dyn BulkChannel<BulkReply, BulkRequest> + Send),
     ) {
         let status = self.handle.report().status;
-        self.judge_module(offer, &status);
-        let info = self.module.info();
         let expected = Expected {
             cluster: self.cluster,
             group: self.handle.id(),
             replica: status.replica,
-            module: self.module.id(),
-            formats: info.oldest_readable_format..=info.snapshot_format,
             commit: status.commit,
             wanted: status.wanted,
         };
@@ -99,23 +92,6 @@ impl GroupInbox {
         self.transfers.received(&received, took.as_millis() as u64);
         if let Some(SnapshotRefusal::NeedsUnlist(unlist)) = received.refusal {
             self.handle.raise(Event::SpaceWanted { unlist: *unlist, capture: None });
-        }
-    }
-
-    /// Raises a fault, which halts the replica, if it has no state yet and runs another module than
-    /// the group: it can never restore a snapshot.
-    fn judge_module(&self, offer: &Offer, status: &GroupStatus) {
-        let ours = (offer.cluster, offer.group, offer.to)
-            == (self.cluster, self.handle.id(), status.replica);
-        let empty = matches!(
-            status.state,
-            ReplicaState::Running(
-                Running::Joining | Running::Restoring | Running::NeedsSnapshot(_)
-            )
-        );
-        let (have, want) = (self.module.id(), offer.desc.module);
-        if ours && empty && have != want && offer.purpose == Purpose::Follow {
-            self.handle.raise(Event::Faulted(Fault::WrongModule { have, want }));
         }
     }
 }

@@ -15,11 +15,12 @@ use crate::group::apply_thread;
 use crate::group::gauges::Gauges;
 use crate::group::inbox::{GroupInbox, Judged};
 use crate::group::mailbox::Mailbox;
+use crate::group::prepare::Preparer;
 use crate::group::readers::Readers;
 use crate::group::reopen::{Disk, Reopened, SnapshotDir, recover, reopen};
 use crate::group::store_lane::{StoreLane, StoreWatch};
 use crate::group::{GroupActor, GroupHandle, GroupReport, LaneJob, Lanes, LogLane};
-use crate::guest::Module;
+use crate::guest::Modules;
 use crate::metrics::Transfers;
 use crate::starting::{StartError, once_there_is_space, thread};
 use crate::store::{Budget, Quota, SnapshotDisk, StoreHandle};
@@ -37,6 +38,7 @@ pub(crate) struct Shared {
     /// Bytes a second of an outbound transfer; 0 = no limit.
     pub rate: u64,
     pub readers: Readers,
+    pub modules: Arc<dyn Modules>,
 }
 
 /// Where a group's snapshots lie, and how many bytes they may take.
@@ -76,7 +78,6 @@ pub(crate) enum Started {
 pub(crate) fn open(
     shared: &Shared,
     config: GroupConfig,
-    module: Module,
     place: Place,
     recovered: Option<RecoveredGroup>,
 ) -> Result<Started, StartError> {
@@ -104,7 +105,7 @@ pub(crate) fn open(
     handle.set_store(Arc::clone(&store), disk);
     let tools = Tools {
         group: id,
-        module: Arc::clone(&module),
+        modules: Arc::clone(&shared.modules),
         config: Some(guest_config),
         log: shared.log.reader(),
         store: Arc::clone(&store),
@@ -119,7 +120,6 @@ pub(crate) fn open(
     let inbox = GroupInbox {
         cluster: shared.cluster,
         handle: handle.clone(),
-        module,
         store: Arc::clone(&store),
         clock: Arc::clone(&shared.clock),
         judged: judged.clone(),
@@ -201,6 +201,7 @@ impl Opened {
             stored: self.stored,
             rate: self.shared.rate,
             readers: self.shared.readers,
+            preparer: Preparer::new(self.shared.modules),
         };
         self.report.send_replace(GroupReport::of(&lanes, self.group.status()));
         let actor =

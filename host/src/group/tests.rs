@@ -18,6 +18,7 @@ use crate::bulk::BulkChannel;
 use crate::clock::SystemClock;
 use crate::fs::Fs;
 use crate::fs::mem::MemFs;
+use crate::guest::OneModule;
 use crate::guest::native::{NativeMachine, NativeModule};
 use crate::guest::{Context, GuestModule as _, Module, Outcome};
 use crate::store::tests::limits_of;
@@ -96,10 +97,11 @@ fn open_on(fs: &MemFs, module: Module, budget: Arc<Budget>) -> Started {
         budget,
         rate: 0,
         readers: Default::default(),
+        modules: OneModule::of(Arc::clone(&module)),
     };
     let place = Place { dir: SnapshotDir::Usable(SNAPSHOTS.into()), cap: u64::MAX };
     let config = GroupConfig { module: module.id(), ..config("g") };
-    start::open(&shared, config, module, place, None).expect("the log is whole")
+    start::open(&shared, config, place, None).expect("the log is whole")
 }
 
 /// A group of one that serves.

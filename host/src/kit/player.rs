@@ -12,6 +12,7 @@ use lockstep_core::amendment::Amendments;
 use lockstep_core::apply::{Answer, Deadline, GuestEvent, Ledger, Setting, Work};
 use lockstep_core::entry::{Bootstrap, Call, Commands, EntryBody};
 use lockstep_core::fault::{FaultClass, GuestFault};
+use lockstep_core::ids::ModuleId;
 use lockstep_core::limits;
 use raft::eraftpb::Entry;
 
@@ -197,6 +198,9 @@ impl Player {
     /// Applies the next entry.
     pub fn play(&mut self, entry: &Entry) -> Result<Trace, GuestFault> {
         let index = entry.index;
+        if let Some(module) = self.amendments.module_from(index) {
+            self.stays_in(module, index)?;
+        }
         let work = self.ledger.admit(entry, &self.amendments);
         let work = work.map_err(|why| internal(index, &why.to_string()))?;
         let before = self.fuel();
@@ -225,6 +229,10 @@ impl Player {
                 self.guest.as_mut().ok_or_else(|| nobody(index))?.limit(&profile);
                 None
             }
+            Work::Move(module) => {
+                self.stays_in(module, index)?;
+                None
+            }
             Work::Wake(moment) => {
                 let guest = self.guest.as_mut().ok_or_else(|| nobody(index))?;
                 trace.woken = true;
@@ -239,6 +247,22 @@ impl Player {
         trace.deadline_ms = self.deadline().map(|deadline| deadline.at_ms);
         trace.fuel = self.fuel().saturating_sub(before);
         Ok(trace)
+    }
+
+    /// A player has one module, and cannot go over to another one.
+    fn stays_in(&self, module: ModuleId, index: u64) -> Result<(), GuestFault> {
+        if self.ledger.bootstrap().is_some_and(|record| record.module == module) {
+            return Ok(());
+        }
+        Err(GuestFault {
+            class: FaultClass::Refused,
+            call: "upgrade",
+            index: Some(index),
+            message: format!(
+                "here the group goes over to module {module}: replay up to the entry before it, or \
+                 with that module from a later snapshot"
+            ),
+        })
     }
 
     pub fn query(&mut self, request: &[u8]) -> Result<Result<Bytes, NoAnswer>, GuestFault> {

@@ -23,6 +23,7 @@ use tokio::time::{Instant, Sleep};
 use tonic::Status;
 
 use crate::budget::Charge;
+use crate::modules::PIECE_BYTES_MAX;
 use crate::rpc::links::{CallKind, Link};
 use crate::rpc::port::patience_for;
 use crate::rpc::refuse::Refused;
@@ -82,6 +83,7 @@ impl Method {
             "/lockstep.v1.Lockstep/Apply" | "/lockstep.v1.Lockstep/Query" => {
                 call(limits::COMMAND_BYTES_MAX + REST_BYTES)
             }
+            "/lockstep.v1.Lockstep/StageModule" => call(PIECE_BYTES_MAX + REST_BYTES),
             "/lockstep.v1.Lockstep/ApplyStream" => stream(MESSAGE, MESSAGE),
             // One small message, and then answers for as long as the call lives.
             "/lockstep.v1.Lockstep/Watch" => Self { kind: CallKind::Stream, ..call(SMALL_BYTES) },

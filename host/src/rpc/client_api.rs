@@ -19,13 +19,14 @@ use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::group::{Asker, GroupHandle, HaltedAt, QueryAnswer};
+use crate::modules::ModuleStore;
 use crate::router::Router;
 use crate::rpc::HelloInfo;
 use crate::rpc::apply_stream::ApplyStream;
 use crate::rpc::call::CALL_BYTES;
 use crate::rpc::forward::{self, Forward, Onward, Origin};
 use crate::rpc::links::Link;
-use crate::rpc::orders;
+use crate::rpc::{modules, orders};
 use crate::rpc::peer_link::GrpcTransport;
 use crate::rpc::port::PortState;
 use crate::rpc::proto::client as wire;
@@ -44,6 +45,7 @@ type Leads = LockstepClient<Channel>;
 /// The service `lockstep.v1.Lockstep`.
 pub(super) struct ClientApi {
     router: Router,
+    modules: Arc<ModuleStore>,
     forward: Forward,
     status: StatusSource,
     hello: HelloInfo,
@@ -56,6 +58,7 @@ pub(super) struct ClientApi {
 impl ClientApi {
     pub(super) fn new(
         router: Router,
+        modules: Arc<ModuleStore>,
         hello: &HelloInfo,
         transport: Arc<GrpcTransport>,
         port: Arc<PortState>,
@@ -65,7 +68,7 @@ impl ClientApi {
         let router = router.knowing(transport.wrong_addresses());
         let forward = Forward::new(&router, hello, port.forwarded_bytes_max());
         let status = StatusSource::new(hello, transport);
-        Self { router, forward, status, hello: hello.clone(), port, closing, stopped }
+        Self { router, modules, forward, status, hello: hello.clone(), port, closing, stopped }
     }
 
     /// The group of this name, unless the node is about to stop.
@@ -364,6 +367,22 @@ impl Lockstep for ClientApi {
                 Err(Refused::by_group(&refusal, name, &self.router).into_status())
             }
         }
+    }
+
+    async fn stage_module(
+        &self,
+        request: Request<wire::StageModuleRequest>,
+    ) -> Result<Response<wire::StageModuleResponse>, Status> {
+        let staged = modules::stage(&self.modules, &self.router, request.into_inner()).await;
+        Ok(Response::new(staged.map_err(Refused::malformed)?))
+    }
+
+    async fn read_module(
+        &self,
+        request: Request<wire::ReadModuleRequest>,
+    ) -> Result<Response<wire::ReadModuleResponse>, Status> {
+        let read = modules::read(&self.modules, request.into_inner()).await;
+        Ok(Response::new(read.map_err(Refused::malformed)?))
     }
 
     async fn fault(

@@ -112,6 +112,12 @@ impl Bounded for client::RepairRequest {
 impl Bounded for client::FaultRequest {
     const IS_REQUEST: bool = true;
 }
+impl Bounded for client::StageModuleRequest {
+    const IS_REQUEST: bool = true;
+}
+impl Bounded for client::ReadModuleRequest {
+    const IS_REQUEST: bool = true;
+}
 
 // Each of these messages has a bounded number of fields, or comes from another node of the cluster.
 impl Bounded for client::OpenSessionResponse {}
@@ -122,6 +128,8 @@ impl Bounded for client::QueryResponse {}
 impl Bounded for client::WatchResponse {}
 impl Bounded for client::StatusResponse {}
 impl Bounded for client::CheckpointResponse {}
+impl Bounded for client::StageModuleResponse {}
+impl Bounded for client::ReadModuleResponse {}
 impl Bounded for client::OrderResponse {}
 impl Bounded for client::RepairResponse {}
 impl Bounded for client::FaultResponse {}

@@ -9,8 +9,9 @@
 use bytes::Bytes;
 use lockstep_core::codec::DecodeError;
 use lockstep_core::fault::Shortage;
+use lockstep_core::group::upgrade::{Stage, Trial, TrialId, Vote};
 use lockstep_core::group::{Body, Frame, GuestIs};
-use lockstep_core::ids::{Digest, GroupId, Lineage, ReplicaId};
+use lockstep_core::ids::{Digest, GroupId, Lineage, ModuleId, ReplicaId};
 use lockstep_core::limits;
 use lockstep_core::memory::MemoryUse;
 use lockstep_core::snapshot::SnapshotDesc;
@@ -69,6 +70,8 @@ pub(crate) fn frame_to_wire(frame: Frame) -> Result<wire::Frame, ConvertError> {
         taken,
         guest,
         grants,
+        trial,
+        vote,
         body,
     } = frame;
     let body = match body {
@@ -110,6 +113,8 @@ pub(crate) fn frame_to_wire(frame: Frame) -> Result<wire::Frame, ConvertError> {
         taken: taken.map(object_to_wire),
         guest: guest_to_wire(guest).into(),
         grants,
+        trial: trial.map(trial_to_wire),
+        vote: vote.map(vote_to_wire),
         body: Some(body),
     };
     within("frame", frame.encoded_len(), limits::FRAME_BYTES_MAX)?;
@@ -165,6 +170,8 @@ pub(crate) fn frame_from_wire(frame: wire::Frame) -> Result<Frame, ConvertError>
         taken: frame.taken.map(object_from_wire).transpose()?,
         guest: guest_from_wire(frame.guest)?,
         grants: frame.grants,
+        trial: frame.trial.map(trial_from_wire).transpose()?,
+        vote: frame.vote.map(vote_from_wire).transpose()?,
         body,
     })
 }
@@ -174,6 +181,45 @@ pub(crate) fn frame_weight(frame: &Frame) -> usize {
     const FIXED: usize = 128;
     let entries = frame.body.raft().into_iter().flat_map(|message| &message.entries);
     FIXED + entries.map(|e| e.data.len() + e.context.len() + 32).sum::<usize>()
+}
+
+fn trial_to_wire(trial: Trial) -> wire::Trial {
+    let Trial { id: TrialId { term, number }, module, from } = trial;
+    wire::Trial { term, number, module: Bytes::copy_from_slice(&module.0), from }
+}
+
+fn trial_from_wire(trial: wire::Trial) -> Result<Trial, ConvertError> {
+    let wire::Trial { term, number, module, from } = trial;
+    let (id, module) = (TrialId { term, number }, ModuleId(array("module", &module)?));
+    Ok(Trial { id, module, from })
+}
+
+fn vote_to_wire(vote: Vote) -> wire::TrialVote {
+    use wire::trial_vote::Stage as Wire;
+    let Vote { trial: TrialId { term, number }, stage } = vote;
+    let (stage, why) = match stage {
+        Stage::Preparing => (Wire::Preparing, String::new()),
+        Stage::Prepared => (Wire::Prepared, String::new()),
+        Stage::Moved => (Wire::Moved, String::new()),
+        Stage::Failed(why) => (Wire::Failed, why),
+    };
+    wire::TrialVote { term, number, stage: stage.into(), why }
+}
+
+fn vote_from_wire(vote: wire::TrialVote) -> Result<Vote, ConvertError> {
+    use wire::trial_vote::Stage as Wire;
+    let wire::TrialVote { term, number, stage, why } = vote;
+    within("reason", why.len(), REASON_BYTES_MAX)?;
+    let stage = match Wire::try_from(stage) {
+        Ok(Wire::Preparing) => Stage::Preparing,
+        Ok(Wire::Prepared) => Stage::Prepared,
+        Ok(Wire::Moved) => Stage::Moved,
+        Ok(Wire::Failed) => Stage::Failed(why),
+        Err(_) => {
+            return Err(ConvertError::Unknown { what: "stage", value: stage.cast_unsigned() });
+        }
+    };
+    Ok(Vote { trial: TrialId { term, number }, stage })
 }
 
 fn guest_to_wire(guest: GuestIs) -> wire::GuestIs {

@@ -2,7 +2,7 @@
 
 use lockstep_core::entry::{Call, Commands, EntryBody};
 use lockstep_core::group::Body;
-use lockstep_core::ids::{GroupId, ModuleId, ReplicaId};
+use lockstep_core::ids::{GroupId, ReplicaId};
 use lockstep_core::limits;
 use lockstep_core::snapshot::chunk::Expected;
 use prost::Message as _;
@@ -46,8 +46,6 @@ fn expected() -> Expected {
         cluster: CLUSTER,
         group: GroupId(5),
         replica: ReplicaId(1),
-        module: ModuleId([4; 32]),
-        formats: 1..=1,
         commit: 0,
         wanted: None,
     }

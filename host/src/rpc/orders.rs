@@ -1,14 +1,17 @@
 //! Operators' orders, and what they are shown of a halted replica.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use lockstep_core::entry::{EntryBody, Limits, OnFault};
 use lockstep_core::fault::Fault;
-use lockstep_core::group::{Order, ReplicaState, Running, Stands};
+use lockstep_core::group::{Order, ReplicaState, Resume, Running, Stands};
 use lockstep_core::ids::NodeId;
 use lockstep_core::limits;
 
 use crate::config::check_limits;
 use crate::group::GroupHandle;
+use crate::rpc::modules;
 use crate::rpc::proto::client as wire;
 
 /// The order in a request; `Err` says what is wrong with it.
@@ -16,12 +19,7 @@ pub(super) fn order(request: wire::OrderRequest) -> Result<Order, String> {
     use wire::order_request::Order as Wire;
     Ok(match request.order.ok_or("the request holds no order")? {
         Wire::Skip(wire::Skip { index, abandon }) => {
-            if abandon.len() > limits::REPLICAS_MAX {
-                return Err(format!("a group has at most {} replicas", limits::REPLICAS_MAX));
-            }
-            let node = |node: u32| u16::try_from(node).map(NodeId);
-            let abandon = abandon.into_iter().map(node).collect::<Result<_, _>>();
-            Order::Skip { index, abandon: abandon.map_err(|_| "nodes are 1 to 65535")? }
+            Order::Skip { index, abandon: nodes(abandon)? }
         }
         Wire::Limits(wire::Limits { fuel_entry, fuel_command, memory_bytes }) => {
             let given = |limit: u64| Some(limit).filter(|limit| *limit > 0);
@@ -36,6 +34,16 @@ pub(super) fn order(request: wire::OrderRequest) -> Result<Order, String> {
             check_limits(&limits)?;
             Order::Limits(limits)
         }
+        Wire::Upgrade(wire::Upgrade { module, resume_at, abandon }) => {
+            let module = modules::id(&module)?;
+            let resume = match (resume_at, abandon.is_empty()) {
+                (0, true) => None,
+                (0, false) => return Err("nodes are abandoned only with resume_at".to_owned()),
+                (index, _) => Some(Resume { index, abandon: nodes(abandon)? }),
+            };
+            Order::Upgrade { module, resume }
+        }
+        Wire::AbortUpgrade(wire::AbortUpgrade {}) => Order::AbortUpgrade,
         Wire::Freeze(freeze) => Order::Freeze(freeze),
         Wire::OnFault(what) => Order::OnFault(match wire::OnFault::try_from(what) {
             Ok(wire::OnFault::Halt) => OnFault::Halt,
@@ -45,6 +53,16 @@ pub(super) fn order(request: wire::OrderRequest) -> Result<Order, String> {
             }
         }),
     })
+}
+
+/// The nodes that are abandoned.
+fn nodes(abandon: Vec<u32>) -> Result<BTreeSet<NodeId>, String> {
+    if abandon.len() > limits::REPLICAS_MAX {
+        return Err(format!("a group has at most {} replicas", limits::REPLICAS_MAX));
+    }
+    let node = |node: u32| u16::try_from(node).map(NodeId);
+    let nodes = abandon.into_iter().map(node).collect::<Result<_, _>>();
+    nodes.map_err(|_| "nodes are 1 to 65535".to_owned())
 }
 
 /// Why the replica is halted, and the entry's commands.

@@ -17,7 +17,7 @@ use crate::metrics::seconds_histogram;
 
 /// The methods that are told apart: name, path, and whether calls are *not* timed. A path that ends
 /// with `/` or `.` stands for all paths that begin with it.
-const METHODS: [(&str, &str, bool); 16] = [
+const METHODS: [(&str, &str, bool); 19] = [
     ("Apply", "/lockstep.v1.Lockstep/Apply", false),
     ("Query", "/lockstep.v1.Lockstep/Query", false),
     ("OpenSession", "/lockstep.v1.Lockstep/OpenSession", false),
@@ -25,7 +25,10 @@ const METHODS: [(&str, &str, bool); 16] = [
     ("Status", "/lockstep.v1.Lockstep/Status", false),
     ("Checkpoint", "/lockstep.v1.Lockstep/Checkpoint", false),
     ("Order", "/lockstep.v1.Lockstep/Order", false),
+    ("Repair", "/lockstep.v1.Lockstep/Repair", false),
     ("Fault", "/lockstep.v1.Lockstep/Fault", false),
+    ("StageModule", "/lockstep.v1.Lockstep/StageModule", true),
+    ("ReadModule", "/lockstep.v1.Lockstep/ReadModule", true),
     ("ApplyStream", "/lockstep.v1.Lockstep/ApplyStream", true),
     ("Watch", "/lockstep.v1.Lockstep/Watch", true),
     ("Meet", "/lockstep.peer.v1.Peer/Meet", true),

@@ -23,6 +23,7 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use crate::group::GroupHandle;
+use crate::modules::ModuleStore;
 use crate::router::Router;
 use crate::rpc::client_api::ClientApi;
 use crate::rpc::peer_api::{PeerApi, SnapshotInbox};
@@ -43,6 +44,7 @@ const LOOK: Duration = Duration::from_secs(1);
 /// What the services that [`Front::offer`] opens need.
 pub struct Services {
     pub router: Router,
+    pub modules: Arc<ModuleStore>,
     /// Receives the snapshots that peers send.
     pub inbox: Arc<dyn SnapshotInbox>,
     pub hello: HelloInfo,
@@ -93,10 +95,11 @@ impl Front {
 
     /// Serves clients and peers as well from now on.
     pub fn offer(&self, services: Services) {
-        let Services { router, inbox, hello, transport, closing } = services;
+        let Services { router, modules, inbox, hello, transport, closing } = services;
         let stopped = self.stop.subscribe();
         let client_api = ClientApi::new(
             router.clone(),
+            modules,
             &hello,
             Arc::clone(&transport),
             Arc::clone(&self.port.state),

@@ -150,6 +150,12 @@ fn group_to_wire(group: &GroupHandle, router: &Router) -> wire::GroupStatus {
         log_time_ms: status.log_time_ms,
         log_time_ahead_ms: status.log_time_ahead_ms,
         wakes_at_ms: status.wakes_at_ms,
+        module: Bytes::copy_from_slice(&status.module.0),
+        previous_module: status
+            .previous_module
+            .map(|module| Bytes::copy_from_slice(&module.0))
+            .unwrap_or_default(),
+        upgrade: status.upgrade.clone().unwrap_or_default(),
         guest_memory_most: status.memory.map_or(0, |memory| memory.most),
         memory_soft_bytes: status.memory.map_or(0, MemoryUse::soft),
         memory_warning_bytes: status.memory.map_or(0, MemoryUse::warning),

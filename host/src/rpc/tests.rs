@@ -13,6 +13,7 @@ mod streams;
 mod watches;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -29,9 +30,11 @@ use lockstep_core::snapshot::chunk::Offer;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::fs::mem::MemFs;
 use crate::group::line::Reply;
 use crate::group::mailbox::{Mailbox, Request};
 use crate::group::{GroupHandle, GroupReport, QueryAnswer};
+use crate::modules::ModuleStore;
 use crate::router::{Addresses, Router};
 use crate::rpc::HelloInfo;
 use crate::rpc::peer_api::{Inbox, SnapshotInbox};
@@ -280,6 +283,8 @@ pub(super) fn report(node: NodeId) -> GroupReport {
     let status = GroupStatus {
         name: GROUP.to_owned(),
         module: ModuleId([8; 32]),
+        previous_module: None,
+        upgrade: None,
         node,
         replica: ReplicaId::new(node, 1),
         boot: 1,
@@ -347,6 +352,11 @@ impl Node {
         let addresses = Addresses { peers: setup.nodes, advertised: setup.advertised };
         let services = Services {
             closing: closed,
+            modules: Arc::new(ModuleStore::open(
+                Arc::new(MemFs::with_dir(Path::new("/data"))),
+                Path::new("/data"),
+                [],
+            )),
             router: Router::new(setup.node, [handle.clone()], addresses),
             inbox: setup.inbox,
             transport: Arc::new(GrpcTransport::start(hello.clone(), &links, Arc::new(|_| {}))),

@@ -213,8 +213,6 @@ pub(crate) fn expected() -> Expected {
         cluster: CLUSTER,
         group: identity().group,
         replica: replica(2),
-        module: ModuleId([5; 32]),
-        formats: 1..=1,
         commit: 0,
         wanted: None,
     }

@@ -197,8 +197,6 @@ impl World {
             cluster: CLUSTER,
             group,
             replica: status.replica,
-            module: offer.desc.module,
-            formats: 1..=1,
             commit: status.commit,
             wanted: status.wanted,
         };

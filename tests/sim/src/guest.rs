@@ -8,7 +8,11 @@
 //! group's limits give traps on every replica. Two queries never get an answer: one traps, one runs
 //! out of fuel. A state that goes astray, because it is told to, differs in snapshots only.
 //!
-//! A replica that has two guests at a time is a violation, too. Planted: `restore_beside`. So is a
+//! There are [`MODULES`] modules, which do the same but for a number that goes into the hashes: so it
+//! shows which module applied an entry. Into some of them no state can be moved, and some need no
+//! fuel for a command that needs more than any limit gives.
+//!
+//! A replica that has two guests of one module at a time is a violation, too. Planted: `restore_beside`. So is a
 //! guest that is woken although its timer is not set, or before its time: the guest remembers the
 //! setting. Planted: `wake_again`.
 
@@ -22,7 +26,8 @@ use lockstep_core::entry::{Bootstrap, Profile};
 use lockstep_core::fault::{FaultClass, GuestFault};
 use lockstep_core::ids::{GroupId, ModuleId};
 use lockstep_host::guest::{
-    Applied, Context, Guest, GuestInfo, GuestLog, GuestModule, NoAnswer, Outcome, SnapshotHeader,
+    Applied, Context, Guest, GuestInfo, GuestLog, GuestModule, Lack, Module, Modules, NoAnswer,
+    Outcome, SnapshotHeader,
 };
 
 use crate::check::Violation;
@@ -42,8 +47,9 @@ pub struct Observed {
 /// One group's history.
 #[derive(Default)]
 pub struct History {
-    /// Entries that are skipped, and the entries that order it.
-    pub skipped: BTreeMap<u64, u64>,
+    /// Entries that do something else than they did: the entry that orders it last, and the module
+    /// that applies them from then on, or none if they are skipped.
+    pub changed: BTreeMap<u64, (u64, Option<ModuleId>)>,
     /// The chain of hashes after each index.
     pub digests: BTreeMap<u64, [u8; 32]>,
     /// The operations that reached a guest, by index.
@@ -75,26 +81,30 @@ impl Observed {
         self.groups.get(&group)
     }
 
-    /// A replica knows that an entry is skipped: what was applied from there up to the order, by
-    /// replicas that did not know it, counts for nothing.
-    pub fn skip(&mut self, group: GroupId, index: u64, by: u64) {
+    /// A replica knows that an entry is skipped, or applied by this module: what was applied from
+    /// there up to the order, by replicas that did not know it, counts for nothing.
+    pub fn change(&mut self, group: GroupId, index: u64, by: u64, module: Option<ModuleId>) {
         let history = self.groups.entry(group).or_default();
-        let known = *history.skipped.entry(index).or_insert_with(|| {
-            history.digests.retain(|at, _| !(index..by).contains(at));
-            history.operations.retain(|at, _| !(index..by).contains(at));
-            history.events.retain(|at, _| !(index..by).contains(&at.index));
-            history.woken.retain(|at| !(index..by).contains(at));
-            by
-        });
-        if known != by {
-            let what = format!("group {group}: entry {index} is skipped by {known} and by {by}");
-            self.violated("orders", what);
+        match history.changed.get(&index) {
+            Some((known, None)) if *known != by && module.is_none() => {
+                let what =
+                    format!("group {group}: entry {index} is skipped by {known} and by {by}");
+                return self.violated("orders", what);
+            }
+            Some((known, _)) if *known >= by => return,
+            Some(_) | None => {}
         }
+        history.changed.insert(index, (by, module));
+        history.digests.retain(|at, _| !(index..by).contains(at));
+        history.operations.retain(|at, _| !(index..by).contains(at));
+        history.events.retain(|at, _| !(index..by).contains(&at.index));
+        history.woken.retain(|at| !(index..by).contains(at));
     }
 
-    /// Whether a replica knows that this entry is skipped.
-    fn skips(&self, group: GroupId, index: u64) -> bool {
-        self.group(group).is_some_and(|history| history.skipped.contains_key(&index))
+    /// Whether a replica knows that this module has not applied this entry.
+    fn knows_better(&self, group: GroupId, index: u64, module: ModuleId) -> bool {
+        let changed = self.group(group).and_then(|history| history.changed.get(&index));
+        changed.is_some_and(|(_, by)| *by != Some(module))
     }
 
     pub(crate) fn violated(&mut self, checker: &'static str, what: String) {
@@ -129,7 +139,50 @@ pub type Traps = Arc<Mutex<u32>>;
 /// What a node's next guest that applies an entry goes astray with; 0 if none does.
 pub type Strays = Arc<Mutex<u64>>;
 
+/// How many modules there are.
+pub const MODULES: u8 = 8;
+
+/// The module of this number.
+pub fn module_id(number: u8) -> ModuleId {
+    ModuleId([9 + number; 32])
+}
+
+/// The number of a module into which no state can be moved.
+fn refuses(number: u8) -> bool {
+    number % 4 == 3
+}
+
+/// Whether the module of this number applies what no limit lets pass.
+pub fn needs_nothing(number: u8) -> bool {
+    number % 4 == 2
+}
+
+/// All modules, as one replica has them.
+pub struct SimModules(Vec<Module>);
+
+impl SimModules {
+    pub fn new(
+        group: GroupId,
+        observed: &SharedObserved,
+        (traps, strays): &(Traps, Strays),
+        setup: &Setup,
+    ) -> Self {
+        let module = |number| {
+            let told = (Arc::clone(traps), Arc::clone(strays));
+            Arc::new(SimModule::new(number, group, Arc::clone(observed), told, setup)) as Module
+        };
+        Self((0..MODULES).map(module).collect())
+    }
+}
+
+impl Modules for SimModules {
+    fn find(&self, id: ModuleId) -> Result<Module, Lack> {
+        self.0.iter().find(|module| module.id() == id).cloned().ok_or(Lack::Absent { asked: 0 })
+    }
+}
+
 pub struct SimModule {
+    number: u8,
     pub group: GroupId,
     pub observed: SharedObserved,
     pub traps: Traps,
@@ -151,7 +204,8 @@ pub const FATAL_KEY: u64 = u64::MAX;
 pub const ENDLESS_KEY: u64 = u64::MAX - 1;
 
 impl SimModule {
-    pub fn new(
+    fn new(
+        number: u8,
         group: GroupId,
         observed: SharedObserved,
         (traps, strays): (Traps, Strays),
@@ -164,13 +218,14 @@ impl SimModule {
             oldest_readable_format: 1,
         };
         let Setup { ballast, grows, emits, .. } = *setup;
-        Self { group, observed, traps, strays, ballast, grows, emits, alive: Arc::default(), info }
+        let alive = Arc::default();
+        Self { number, group, observed, traps, strays, ballast, grows, emits, alive, info }
     }
 }
 
 impl GuestModule for SimModule {
     fn id(&self) -> ModuleId {
-        ModuleId([9; 32])
+        module_id(self.number)
     }
 
     fn info(&self) -> &GuestInfo {
@@ -192,6 +247,7 @@ impl GuestModule for SimModule {
         }
         Ok(Box::new(SimGuest {
             _alive: Arc::clone(&self.alive),
+            number: self.number,
             group: self.group,
             observed: Arc::clone(&self.observed),
             traps: Arc::clone(&self.traps),
@@ -247,6 +303,7 @@ fn event(topic: &str, number: u64) -> GuestEvent {
 
 struct SimGuest {
     _alive: Arc<()>,
+    number: u8,
     group: GroupId,
     observed: SharedObserved,
     traps: Traps,
@@ -310,6 +367,7 @@ impl Guest for SimGuest {
         }
         let mut hasher = blake3::Hasher::new();
         hasher.update(&state.chain);
+        hasher.update(&[self.number]);
         hasher.update(&ctx.index.to_le_bytes());
         hasher.update(&ctx.time_ms.to_le_bytes());
         let (mut done, mut applied) = (Vec::new(), Applied::default());
@@ -321,7 +379,7 @@ impl Guest for SimGuest {
             let mut next = || numbers.next().unwrap_or(0);
             let (id, key, value, frees) = (next(), next(), next(), next() == 1);
             let needs = next();
-            if needs > self.fuel {
+            if needs > self.fuel && !(needs == u64::MAX && needs_nothing(self.number)) {
                 self.dead = true;
                 let message = needs.to_string();
                 return Err(GuestFault {
@@ -342,7 +400,7 @@ impl Guest for SimGuest {
         }
         state.chain = *hasher.finalize().as_bytes();
         let mut observed = lock(&self.observed);
-        self.unaware |= observed.skips(self.group, ctx.index);
+        self.unaware |= observed.knows_better(self.group, ctx.index, module_id(self.number));
         if !self.unaware {
             observed.applied(self.group, ctx.index, state.chain, done, &applied.emitted);
         }
@@ -363,12 +421,13 @@ impl Guest for SimGuest {
         }
         let mut hasher = blake3::Hasher::new();
         hasher.update(&self.state.chain);
+        hasher.update(&[self.number]);
         hasher.update(&ctx.index.to_le_bytes());
         hasher.update(&ctx.time_ms.to_le_bytes());
         self.state.chain = *hasher.finalize().as_bytes();
         let mut emitted = Emitted::default();
         emitted.emit(event("woken", ctx.time_ms), EVENT_WINDOW_BYTES as usize);
-        self.unaware |= observed.skips(self.group, ctx.index);
+        self.unaware |= observed.knows_better(self.group, ctx.index, module_id(self.number));
         if !self.unaware {
             observed.applied(self.group, ctx.index, self.state.chain, Vec::new(), &emitted);
             observed.groups.entry(self.group).or_default().woken.insert(ctx.index);
@@ -428,6 +487,10 @@ impl Guest for SimGuest {
             index: Some(header.index),
             message: error.to_string(),
         };
+        if refuses(self.number) {
+            self.dead = true;
+            return Err(fault(FaultClass::Trap, "restore", header.index));
+        }
         input.read_exact(&mut self.state.chain).map_err(refused)?;
         self.state.grown = number(input).map_err(refused)?;
         self.state.due_ms = number(input).map_err(refused)?;

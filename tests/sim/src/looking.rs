@@ -27,7 +27,10 @@ impl World {
     /// An apply lane applied entries: the log's time must be one that the voters' clocks allow.
     pub(crate) fn check_time(&mut self, group: GroupId, event: &Event) {
         let Event::Applied(applied) = event else { return };
-        let Some(LogClock { time_ms, switches, .. }) = applied.clock else { return };
+        let Some(LogClock { time_ms, switches, previous, .. }) = applied.clock else { return };
+        if previous.is_some() {
+            self.counters.add("entries applied after an upgrade");
+        }
         let frozen = orders::frozen(&self.observed, group, applied.last, switches.frozen);
         self.check(frozen);
         if self.checks.times.applied(group, time_ms).is_err() {
@@ -161,7 +164,7 @@ impl World {
             | Fault::Unusable(_)
             | Fault::Restore(_)
             | Fault::NoRecoverableSnapshot(_)
-            | Fault::WrongModule { .. }
+            | Fault::NoModule { .. }
             | Fault::WrongLineage { .. }
             | Fault::Guest(_) => {
                 let what = format!("node {node}, group {group} failed: {fault}");

@@ -24,13 +24,12 @@ use lockstep_host::group::event_board::EventBoard;
 use lockstep_host::group::gauges::Gauges;
 use lockstep_host::group::log_lane::LogWriter;
 use lockstep_host::group::reopen::{Disk, Reopened, SnapshotDir, recover, reopen};
-use lockstep_host::guest::Module;
 use lockstep_host::store::layout::snapshot_dir;
 use lockstep_host::store::{Budget, BudgetLimits, StoreHandle, on_lane};
 use lockstep_host::wal::{RecoveredGroup, Wal, WalError, WalOptions, WalReader};
 
 use crate::copies::{Copy, Image};
-use crate::guest::{EVENT_WINDOW_BYTES, SharedObserved, SimModule, Strays, Traps};
+use crate::guest::{EVENT_WINDOW_BYTES, SharedObserved, SimModules, Strays, Traps, module_id};
 use crate::rot::Batch;
 use crate::setup::Setup;
 use crate::store::StoreQueue;
@@ -351,7 +350,7 @@ impl Node {
             let board = Arc::new(EventBoard::default());
             let tools = Tools {
                 group: id,
-                module: self.module(setup, id, observed),
+                modules: self.modules(setup, id, observed),
                 config: None,
                 log: reader.clone(),
                 store: Arc::clone(&store) as Arc<dyn StoreHandle>,
@@ -413,19 +412,17 @@ impl Node {
         snapshot_dir(Path::new(if apart { SNAPSHOTS } else { DATA }), group)
     }
 
-    pub fn module(&self, setup: &Setup, group: GroupId, observed: &SharedObserved) -> Module {
+    fn modules(&self, setup: &Setup, group: GroupId, observed: &SharedObserved) -> Arc<SimModules> {
         let told = (Arc::clone(&self.traps), Arc::clone(&self.strays));
-        Arc::new(SimModule::new(group, Arc::clone(observed), told, setup))
+        Arc::new(SimModules::new(group, observed, &told, setup))
     }
 
     fn config(&self, setup: &Setup, name: &str, seed: u64, epoch: u64) -> GroupConfig {
-        let observed = SharedObserved::default();
-        let module = self.module(setup, GroupId::of_name(name), &observed);
         GroupConfig {
             name: name.to_owned(),
             node: self.id,
             nodes: (1..=self.members).map(NodeId).collect(),
-            module: module.id(),
+            module: module_id(0),
             lineage: None,
             guest_config: Bytes::from_static(b"config"),
             profile: Profile {

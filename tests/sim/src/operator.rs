@@ -3,12 +3,13 @@
 
 use std::collections::BTreeSet;
 
+use lockstep_core::amendment::Change;
 use lockstep_core::entry::{Limits, OnFault, Profile};
 use lockstep_core::fault::{Fault, FaultClass};
-use lockstep_core::group::{Event, Halt, Order, ReplicaState, Role, Running};
-use lockstep_core::ids::{GroupId, NodeId, Ticket};
+use lockstep_core::group::{Event, Halt, Order, ReplicaState, Resume, Role, Running};
+use lockstep_core::ids::{GroupId, ModuleId, NodeId, Ticket};
 
-use crate::guest::lock;
+use crate::guest::{MODULES, lock, module_id};
 use crate::node::Node;
 use crate::world::{Action, MS, SECOND, World};
 
@@ -90,7 +91,12 @@ impl World {
                     u64::MAX => {
                         let halted = self.nodes.values().filter(|node| is_out(node, group));
                         let abandon = halted.map(|node| node.id).collect();
-                        Order::Skip { index: halt.fault.entry()?, abandon }
+                        let index = halt.fault.entry()?;
+                        if self.calm || self.rng.percent(50) {
+                            return Some(Order::Skip { index, abandon });
+                        }
+                        let resume = Some(Resume { index, abandon });
+                        Order::Upgrade { module: self.any_module(), resume }
                     }
                     _raise if self.calm => Order::Limits(enough),
                     _raise => Order::Limits(limits),
@@ -107,9 +113,15 @@ impl World {
                 6..9 => Some(Order::OnFault(OnFault::Halt)),
                 // The guests have applied this one.
                 9..12 => self.applied_last(group).map(skip),
+                12..22 => Some(Order::Upgrade { module: self.any_module(), resume: None }),
+                22..23 => Some(Order::AbortUpgrade),
                 _ => None,
             },
         }
+    }
+
+    fn any_module(&mut self) -> ModuleId {
+        module_id(self.rng.below(u64::from(MODULES)) as u8)
     }
 
     fn applied_last(&self, group: GroupId) -> Option<u64> {
@@ -124,6 +136,9 @@ impl World {
             Order::Limits(_) => "orders of limits",
             Order::Freeze(_) => "orders to freeze or go on",
             Order::OnFault(_) => "orders of a policy",
+            Order::Upgrade { resume: None, .. } => "orders to upgrade",
+            Order::Upgrade { resume: Some(_), .. } => "orders to resume with another module",
+            Order::AbortUpgrade => "orders to abort an upgrade",
         });
         self.event(node, group, vec![Event::Order { ticket, order }]);
     }
@@ -153,8 +168,12 @@ impl World {
         }
         let mut observed = lock(&self.observed);
         for amendment in amendments.iter() {
-            if let lockstep_core::amendment::Change::Skip { index } = amendment.change {
-                observed.skip(group, index, amendment.at);
+            match amendment.change {
+                Change::Skip { index } => observed.change(group, index, amendment.at, None),
+                Change::Module { index, module } => {
+                    observed.change(group, index, amendment.at, Some(module));
+                }
+                Change::Limits(_) => {}
             }
         }
     }
@@ -172,6 +191,8 @@ fn is_out(node: &Node, group: GroupId) -> bool {
 pub(crate) fn needs_more(halt: &Halt) -> Option<u64> {
     match &halt.fault {
         Fault::Guest(fault) if fault.class == FaultClass::OutOfFuel => fault.message.parse().ok(),
+        // No module takes the state over but some: others may be tried, or none.
+        Fault::Guest(fault) if fault.call == "upgrade" => Some(u64::MAX),
         _other => None,
     }
 }

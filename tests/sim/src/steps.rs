@@ -215,6 +215,13 @@ impl World {
                     self.check(sends);
                     self.begin_transfer(node, group, wish);
                 }
+                Effect::Prepare { trial, .. } => {
+                    let delay = self.rng.between(MS, 2 * SECOND);
+                    let fails = self.rng.percent(10) && !self.calm;
+                    let result = if fails { Err("told to".to_owned()) } else { Ok(()) };
+                    let event = Box::new(Event::Prepared { trial, result });
+                    self.after(delay, Action::Event { node, epoch, group, event });
+                }
                 Effect::Judged { object, taken } => {
                     if let Some((_, transfer)) = replica.judged.take_if(|(o, _)| *o == object) {
                         self.judged(transfer, taken);

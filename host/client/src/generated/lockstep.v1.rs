@@ -497,6 +497,15 @@ pub struct GroupStatus {
     /// The log's time to which the state machine has set its timer; absent if that is not set.
     #[prost(uint64, optional, tag = "68")]
     pub wakes_at_ms: ::core::option::Option<u64>,
+    /// The SHA-256 of the module that applies what follows, and of that before the last upgrade; the
+    /// latter is empty if there was none.
+    #[prost(bytes = "bytes", tag = "70")]
+    pub module: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "71")]
+    pub previous_module: ::prost::bytes::Bytes,
+    /// On a leader, the upgrade that is under way, or why the last one came to nothing.
+    #[prost(string, tag = "72")]
+    pub upgrade: ::prost::alloc::string::String,
 }
 /// Nested message and enum types in `GroupStatus`.
 pub mod group_status {
@@ -645,7 +654,7 @@ pub struct OrderRequest {
     /// Empty means the node's only group.
     #[prost(string, tag = "1")]
     pub group: ::prost::alloc::string::String,
-    #[prost(oneof = "order_request::Order", tags = "2, 3, 4, 5")]
+    #[prost(oneof = "order_request::Order", tags = "2, 3, 4, 5, 6, 7")]
     pub order: ::core::option::Option<order_request::Order>,
 }
 /// Nested message and enum types in `OrderRequest`.
@@ -664,8 +673,31 @@ pub mod order_request {
         /// What becomes of an entry at which every voter halts.
         #[prost(enumeration = "super::OnFault", tag = "5")]
         OnFault(i32),
+        /// Have another module apply what follows. The answer comes once all have gone over to it, which
+        /// takes as long as compiling it, a snapshot and a restore of the state; if it cannot be, the order
+        /// is refused as not-now, and the old module goes on.
+        #[prost(message, tag = "6")]
+        Upgrade(super::Upgrade),
+        /// End the upgrade that is under way. The answer's index is the last one that is committed.
+        #[prost(message, tag = "7")]
+        AbortUpgrade(super::AbortUpgrade),
     }
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Upgrade {
+    /// The SHA-256 of the module, which one of the nodes has: StageModule.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub module: ::prost::bytes::Bytes,
+    /// The entry at which every voter is halted, if the new module is to apply that; 0 if the group is
+    /// not halted.
+    #[prost(uint64, tag = "2")]
+    pub resume_at: u64,
+    /// As in Skip, with resume_at.
+    #[prost(uint32, repeated, tag = "3")]
+    pub abandon: ::prost::alloc::vec::Vec<u32>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AbortUpgrade {}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Skip {
     /// The index of the entry.
@@ -705,6 +737,58 @@ pub struct RepairResponse {
     /// The replica goes on from a snapshot that was taken at this index or later.
     #[prost(uint64, tag = "1")]
     pub index: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StageModuleRequest {
+    /// The SHA-256 of the whole module.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub module: ::prost::bytes::Bytes,
+    /// Bytes of the whole module, at most 64 MiB.
+    #[prost(uint64, tag = "2")]
+    pub total: u64,
+    /// Where this piece begins.
+    #[prost(uint64, tag = "3")]
+    pub offset: u64,
+    /// At most 512 KiB.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub piece: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StageModuleResponse {
+    /// Present in the answer to the last piece.
+    #[prost(message, optional, tag = "1")]
+    pub staged: ::core::option::Option<StagedModule>,
+}
+/// What a module says of itself.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StagedModule {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub version: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "3")]
+    pub snapshot_format: u32,
+    #[prost(uint32, tag = "4")]
+    pub oldest_readable_format: u32,
+    /// How long it took to compile; 0 if it had been compiled before.
+    #[prost(uint64, tag = "5")]
+    pub compiled_ms: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReadModuleRequest {
+    /// The SHA-256 of the module.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub module: ::prost::bytes::Bytes,
+    #[prost(uint64, tag = "2")]
+    pub offset: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReadModuleResponse {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub piece: ::prost::bytes::Bytes,
+    /// Bytes of the whole module; 0 if this node does not have it.
+    #[prost(uint64, tag = "2")]
+    pub total: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FaultRequest {
@@ -1150,6 +1234,59 @@ pub mod lockstep_client {
             let mut req = request.into_request();
             req.extensions_mut()
                 .insert(GrpcMethod::new("lockstep.v1.Lockstep", "Repair"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Gives this node a piece of a module. Pieces come one after the other, each once the one before is
+        /// answered, and only one module at a time; the first one begins anew. With the last piece the node
+        /// checks and compiles the module, and keeps it. The other nodes get it from there when it is to be
+        /// used. A module that no group could run is refused as malformed, and the text says why.
+        pub async fn stage_module(
+            &mut self,
+            request: impl tonic::IntoRequest<super::StageModuleRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::StageModuleResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/lockstep.v1.Lockstep/StageModule",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("lockstep.v1.Lockstep", "StageModule"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Returns a piece of a module that this node keeps, at most 512 KiB.
+        pub async fn read_module(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ReadModuleRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReadModuleResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/lockstep.v1.Lockstep/ReadModule",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("lockstep.v1.Lockstep", "ReadModule"));
             self.inner.unary(req, path, codec).await
         }
         /// Says why this node's replica of a group is halted, and shows the entry. It is not forwarded.

@@ -34,4 +34,6 @@ pub struct LogClock {
     pub switches: Switches,
     /// `None` before entry 1.
     pub module: Option<ModuleId>,
+    /// The module before the last upgrade.
+    pub previous: Option<ModuleId>,
 }

@@ -34,7 +34,7 @@ pub(super) fn has_guest(
     }
     shared.log_time.applied(clock.time_ms);
     shared.switched(applied, clock.switches);
-    shared.runs(clock.module);
+    shared.runs(&clock);
     hosting.applying.timer.applied(applied, clock);
     hosting.snapshots.wants.met();
     hosting.applying.retry.over();
@@ -250,7 +250,7 @@ pub(super) fn stands(
 ) {
     if let Some((index, clock)) = at {
         shared.switched(index, clock.switches);
-        shared.runs(clock.module);
+        shared.runs(&clock);
     }
     hosting.applying.pipeline.stands(at.map(|(index, _)| index));
     hosting.tell_list(effects);

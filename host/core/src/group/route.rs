@@ -389,7 +389,7 @@ fn lane_applied(
     if let Some(clock) = applied.clock {
         shared.log_time.applied(clock.time_ms);
         hosting.applying.timer.applied(applied.last, clock);
-        shared.runs(clock.module);
+        shared.runs(&clock);
     }
     for entry in applied.answers {
         hosting.clients.proposals.applied(entry, effects);

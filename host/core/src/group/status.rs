@@ -30,6 +30,8 @@ pub struct GroupStatus {
     pub name: String,
     /// The module that applies what follows.
     pub module: ModuleId,
+    /// The module before the last upgrade.
+    pub previous_module: Option<ModuleId>,
     /// On a leader, the upgrade under way, or why the last one came to nothing.
     pub upgrade: Option<String>,
     pub node: NodeId,
@@ -123,6 +125,7 @@ pub(super) fn of(shared: &Shared, hosting: Option<&Hosting>) -> GroupStatus {
     GroupStatus {
         name: shared.config.name.clone(),
         module: shared.module,
+        previous_module: shared.previous,
         upgrade: hosting.and_then(|h| h.clients.upgrades.told(shared)),
         node: shared.config.node,
         replica: recovery.replica,

@@ -22,6 +22,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::apply::LogClock;
 use crate::entry::CheckpointReason;
 use crate::fault::Refusal;
 use crate::group::Shared;
@@ -34,6 +35,7 @@ use crate::group::raft_node::RaftNode;
 use crate::ids::{ModuleId, NodeId, ReplicaId, Ticket};
 use crate::limits;
 use crate::mutant::planted;
+use crate::snapshot::chunk::REASON_BYTES_MAX;
 
 /// Which trial: the leader's term, and how many that leader began before.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -114,6 +116,13 @@ enum Poll {
     Failed(String),
 }
 
+impl Stage {
+    fn failed(mut why: String) -> Self {
+        why.truncate(why.floor_char_boundary(REASON_BYTES_MAX));
+        Self::Failed(why)
+    }
+}
+
 impl TakesPart {
     pub(super) fn vote(&self) -> Option<Vote> {
         let part = self.0.as_ref()?;
@@ -128,9 +137,10 @@ impl TakesPart {
 }
 
 impl Shared {
-    /// The state is in a guest of this module.
-    pub(super) fn runs(&mut self, module: Option<ModuleId>) {
-        self.module = module.unwrap_or(self.module);
+    /// The ledger says this of the modules.
+    pub(super) fn runs(&mut self, clock: &LogClock) {
+        self.module = clock.module.unwrap_or(self.module);
+        self.previous = clock.previous;
     }
 
     /// What the leader has this replica try; `None` if there is no trial, or no longer.
@@ -392,7 +402,7 @@ pub(super) fn prepared(
     result: Result<(), String>,
     effects: &mut Vec<Effect>,
 ) {
-    let stage = result.map_or_else(Stage::Failed, |()| Stage::Prepared);
+    let stage = result.map_or_else(Stage::failed, |()| Stage::Prepared);
     reached(hosting, shared, trial, stage, effects);
 }
 
@@ -404,7 +414,7 @@ pub(super) fn tried(
     result: Result<(), String>,
     effects: &mut Vec<Effect>,
 ) {
-    let stage = result.map_or_else(Stage::Failed, |()| Stage::Moved);
+    let stage = result.map_or_else(Stage::failed, |()| Stage::Moved);
     reached(hosting, shared, trial, stage, effects);
 }
 

@@ -19,7 +19,7 @@
 
 use bytes::Bytes;
 
-use crate::ids::{Digest, GroupId, ModuleId, ReplicaId};
+use crate::ids::{Digest, GroupId, ReplicaId};
 use crate::limits;
 use crate::mutant::planted;
 use crate::snapshot::SnapshotDesc;
@@ -144,9 +144,6 @@ pub struct Expected {
     pub cluster: [u8; 16],
     pub group: GroupId,
     pub replica: ReplicaId,
-    pub module: ModuleId,
-    /// Snapshot formats that the guest reads.
-    pub formats: std::ops::RangeInclusive<u32>,
     pub commit: u64,
     /// The object that the receiver requested from its peers, if it did. One that fits is accepted
     /// whatever its index and its configuration.
@@ -221,20 +218,6 @@ impl Offer {
             return Err(incompatible(format!(
                 "the configuration at index {} does not contain replica {}; take a later snapshot",
                 desc.index, self.to
-            )));
-        }
-        if desc.module != expected.module {
-            return Err(incompatible(format!(
-                "wrong module: the snapshot is of {}, this replica runs {}",
-                desc.module, expected.module
-            )));
-        }
-        if !expected.formats.contains(&desc.format) {
-            return Err(incompatible(format!(
-                "snapshot format {} is not among those the guest reads, {} to {}",
-                desc.format,
-                expected.formats.start(),
-                expected.formats.end()
             )));
         }
         if desc.index < expected.commit && !wanted {
@@ -323,7 +306,7 @@ pub(crate) fn incompatible(why: impl Into<String>) -> BulkReply {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::ids::NodeId;
+    use crate::ids::{ModuleId, NodeId};
     use crate::snapshot::Configuration;
 
     pub(crate) fn offer(length: u64) -> Offer {
@@ -346,8 +329,6 @@ pub(crate) mod tests {
             cluster: [7; 16],
             group: GroupId(1),
             replica: ReplicaId::new(NodeId(2), 0),
-            module: ModuleId([5; 32]),
-            formats: 2..=3,
             commit: 10,
             wanted: None,
         }
@@ -384,9 +365,7 @@ pub(crate) mod tests {
             (|offer| offer.desc.term = 3, "no snapshot can be at term 3 and index 10"),
             (|offer| offer.desc.term = 0, "no snapshot can be at term 0"),
             (|offer| offer.desc.index = 0, "no snapshot can be at term 2 and index 0"),
-            (|offer| offer.desc.module.0[0] = 0, "wrong module"),
-            (|offer| offer.desc.format = 1, "snapshot format 1 is not among"),
-            (|offer| offer.desc.format = 4, "snapshot format 4 is not among"),
+            (|offer| offer.desc.module.0[0] = 0, "valid"),
             (|offer| offer.desc.configuration.voters.clear(), "the configuration"),
             (|offer| offer.desc.index = 9, "Stale"),
         ] {

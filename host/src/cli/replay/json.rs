@@ -99,6 +99,10 @@ pub(super) fn step(step: &Step) -> Value {
             told["snapshot_index"] = (*index).into();
             told["against"] = against.iter().map(|it| it.node().0).collect();
         }
+        Kind::Body(EntryBody::Upgrade { module, resume_at, .. }) => {
+            told["module"] = module.to_string().into();
+            told["resume_at"] = Some(*resume_at).filter(|index| *index > 0).into();
+        }
         Kind::Members | Kind::Body(EntryBody::Empty | EntryBody::Bootstrap(_)) => {}
     }
     told
@@ -181,6 +185,7 @@ fn kind(kind: &Kind) -> &'static str {
         Kind::Body(EntryBody::Freeze { .. }) => "freeze",
         Kind::Body(EntryBody::OnFault { .. }) => "on-fault",
         Kind::Body(EntryBody::Verdict { .. }) => "verdict",
+        Kind::Body(EntryBody::Upgrade { .. }) => "upgrade",
     }
 }
 

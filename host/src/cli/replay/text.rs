@@ -235,6 +235,12 @@ fn name(step: &Step) -> String {
             let nodes: Vec<String> = against.iter().map(|it| it.node().to_string()).collect();
             format!("the snapshot at entry {index} of node {} is another one", nodes.join(", "))
         }
+        Kind::Body(EntryBody::Upgrade { module, resume_at: 0, .. }) => {
+            format!("the group goes over to module {module}")
+        }
+        Kind::Body(EntryBody::Upgrade { module, resume_at, .. }) => {
+            format!("module {module} applies from entry {resume_at} on")
+        }
         Kind::Body(EntryBody::Wake { set_by, .. }) => {
             format!("a wake, for the timer that entry {set_by} set; it is not pending")
         }

@@ -66,13 +66,15 @@ impl ApplyLane {
             return failed(&hanging.to_string());
         }
         let last = self.listed().first().map(|desc| next_length(desc.length));
-        let Some(guest) = self.guest.as_mut() else { return failed("there is no guest yet") };
-        let info = self.tools.module.info();
+        let (Some(module), Some(guest)) = (&self.module, &mut self.guest) else {
+            return failed("there is no guest yet");
+        };
+        let info = module.info();
         let most = guest.memory_bytes() + limits::SNAPSHOT_BLOCK_BYTES as u64;
         let header = crate::store::LocalHeader {
             term,
             index,
-            module: self.tools.module.id(),
+            module: module.id(),
             format: info.snapshot_format,
             configuration,
             estimate: last.unwrap_or(most),
@@ -124,6 +126,7 @@ mod tests {
     use super::*;
     use crate::clock::Clock;
     use crate::fs::mem::MemFs;
+    use crate::guest::OneModule;
     use crate::guest::native::NativeModule;
     use crate::store::tests::quota;
     use crate::store::{StoreHandle, StoreJob};
@@ -155,7 +158,7 @@ mod tests {
         let (wal, _) = Wal::open(fs, Path::new("/data/wal"), options).expect("a log");
         ApplyLane::new(Tools {
             group: GroupId(1),
-            module: Arc::new(NativeModule::register()),
+            modules: OneModule::of(Arc::new(NativeModule::register())),
             config: None,
             log: wal.reader(),
             store: Arc::new(NoStore),

@@ -36,6 +36,10 @@ impl ApplyLane {
 pub fn restores(job: &ApplyJob) -> bool {
     match job {
         ApplyJob::Start { .. } | ApplyJob::Restore { .. } | ApplyJob::Stand { .. } => true,
-        ApplyJob::Range { .. } | ApplyJob::Capture { .. } | ApplyJob::Query { .. } => false,
+        ApplyJob::Range { .. }
+        | ApplyJob::Capture { .. }
+        | ApplyJob::Try { .. }
+        | ApplyJob::DropTried
+        | ApplyJob::Query { .. } => false,
     }
 }

@@ -17,7 +17,7 @@ use lockstep_core::wal::LogJob;
 use super::*;
 use crate::fs::mem::{DiskFault, MemFs};
 use crate::guest::native::{NativeMachine, NativeModule};
-use crate::guest::{Context, GuestModule as _, Outcome};
+use crate::guest::{Context, GuestModule as _, OneModule, Outcome};
 use crate::store::layout::ObjectName;
 use crate::store::tests::{Bed, desc, quota};
 use crate::store::{self, DirectLane, SnapshotStore, StoreJob, Work};
@@ -128,7 +128,7 @@ fn fresh_lane(held: &Arc<Held>, log: WalReader, store: Arc<dyn StoreHandle>) -> 
     };
     let lane = ApplyLane::new(Tools {
         group: GroupId::of_name("g"),
-        module,
+        modules: OneModule::of(module),
         config: None,
         log,
         store,

@@ -1,6 +1,6 @@
 //! Messages that survive the wire, and hostile ones that are errors.
 
-use lockstep_core::ids::{ModuleId, NodeId};
+use lockstep_core::ids::NodeId;
 use lockstep_core::snapshot::Configuration;
 
 use lockstep_core::snapshot::chunk::ObjectRef;
@@ -31,6 +31,15 @@ fn frame(body: Body) -> Frame {
         taken: Some(ObjectRef { term: 3, index: 39, digest: [6; 16] }),
         guest: GuestIs::Absent,
         grants: true,
+        trial: Some(Trial {
+            id: TrialId { term: 5, number: 6 },
+            module: ModuleId([7; 32]),
+            from: 8,
+        }),
+        vote: Some(Vote {
+            trial: TrialId { term: 9, number: 10 },
+            stage: Stage::Failed("it traps".to_owned()),
+        }),
         body,
     }
 }

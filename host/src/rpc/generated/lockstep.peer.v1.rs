@@ -83,6 +83,12 @@ pub struct Frame {
     /// process was started, or since its state was replaced.
     #[prost(message, optional, tag = "27")]
     pub taken: ::core::option::Option<ObjectRef>,
+    /// The sender, a leader, has every replica try this module; absent if there is no trial.
+    #[prost(message, optional, tag = "29")]
+    pub trial: ::core::option::Option<Trial>,
+    /// How far the sender is with its leader's trial; absent if it takes part in none.
+    #[prost(message, optional, tag = "30")]
+    pub vote: ::core::option::Option<TrialVote>,
     /// Whether the sender's state machine applies entries.
     #[prost(enumeration = "GuestIs", tag = "23")]
     pub guest: i32,
@@ -156,6 +162,78 @@ pub struct Want {
     pub high: u64,
     #[prost(message, optional, tag = "3")]
     pub exactly: ::core::option::Option<ObjectRef>,
+}
+/// What a leader has every replica try.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Trial {
+    /// The leader's term, and the number of the trial in it.
+    #[prost(uint64, tag = "1")]
+    pub term: u64,
+    #[prost(uint64, tag = "2")]
+    pub number: u64,
+    /// The SHA-256 of the module.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub module: ::prost::bytes::Bytes,
+    /// The entry that a state has to include before it is moved; 0 while the module is only prepared.
+    #[prost(uint64, tag = "4")]
+    pub from: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TrialVote {
+    #[prost(uint64, tag = "1")]
+    pub term: u64,
+    #[prost(uint64, tag = "2")]
+    pub number: u64,
+    #[prost(enumeration = "trial_vote::Stage", tag = "3")]
+    pub stage: i32,
+    /// Why it failed.
+    #[prost(string, tag = "4")]
+    pub why: ::prost::alloc::string::String,
+}
+/// Nested message and enum types in `TrialVote`.
+pub mod trial_vote {
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum Stage {
+        Preparing = 0,
+        Prepared = 1,
+        Moved = 2,
+        Failed = 3,
+    }
+    impl Stage {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::Preparing => "STAGE_PREPARING",
+                Self::Prepared => "STAGE_PREPARED",
+                Self::Moved => "STAGE_MOVED",
+                Self::Failed => "STAGE_FAILED",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "STAGE_PREPARING" => Some(Self::Preparing),
+                "STAGE_PREPARED" => Some(Self::Prepared),
+                "STAGE_MOVED" => Some(Self::Moved),
+                "STAGE_FAILED" => Some(Self::Failed),
+                _ => None,
+            }
+        }
+    }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ObjectRef {

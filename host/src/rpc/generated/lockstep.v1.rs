@@ -385,6 +385,59 @@ pub mod lockstep_client {
                 .insert(GrpcMethod::new("lockstep.v1.Lockstep", "Repair"));
             self.inner.unary(req, path, codec).await
         }
+        /// Gives this node a piece of a module. Pieces come one after the other, each once the one before is
+        /// answered, and only one module at a time; the first one begins anew. With the last piece the node
+        /// checks and compiles the module, and keeps it. The other nodes get it from there when it is to be
+        /// used. A module that no group could run is refused as malformed, and the text says why.
+        pub async fn stage_module(
+            &mut self,
+            request: impl tonic::IntoRequest<::lockstep_client::v1::StageModuleRequest>,
+        ) -> std::result::Result<
+            tonic::Response<::lockstep_client::v1::StageModuleResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = crate::rpc::codec::BoundedCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/lockstep.v1.Lockstep/StageModule",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("lockstep.v1.Lockstep", "StageModule"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Returns a piece of a module that this node keeps, at most 512 KiB.
+        pub async fn read_module(
+            &mut self,
+            request: impl tonic::IntoRequest<::lockstep_client::v1::ReadModuleRequest>,
+        ) -> std::result::Result<
+            tonic::Response<::lockstep_client::v1::ReadModuleResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = crate::rpc::codec::BoundedCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/lockstep.v1.Lockstep/ReadModule",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("lockstep.v1.Lockstep", "ReadModule"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Says why this node's replica of a group is halted, and shows the entry. It is not forwarded.
         pub async fn fault(
             &mut self,
@@ -559,6 +612,25 @@ pub mod lockstep_server {
             request: tonic::Request<::lockstep_client::v1::RepairRequest>,
         ) -> std::result::Result<
             tonic::Response<::lockstep_client::v1::RepairResponse>,
+            tonic::Status,
+        >;
+        /// Gives this node a piece of a module. Pieces come one after the other, each once the one before is
+        /// answered, and only one module at a time; the first one begins anew. With the last piece the node
+        /// checks and compiles the module, and keeps it. The other nodes get it from there when it is to be
+        /// used. A module that no group could run is refused as malformed, and the text says why.
+        async fn stage_module(
+            &self,
+            request: tonic::Request<::lockstep_client::v1::StageModuleRequest>,
+        ) -> std::result::Result<
+            tonic::Response<::lockstep_client::v1::StageModuleResponse>,
+            tonic::Status,
+        >;
+        /// Returns a piece of a module that this node keeps, at most 512 KiB.
+        async fn read_module(
+            &self,
+            request: tonic::Request<::lockstep_client::v1::ReadModuleRequest>,
+        ) -> std::result::Result<
+            tonic::Response<::lockstep_client::v1::ReadModuleResponse>,
             tonic::Status,
         >;
         /// Says why this node's replica of a group is halted, and shows the entry. It is not forwarded.
@@ -1096,6 +1168,102 @@ pub mod lockstep_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = RepairSvc(inner);
+                        let codec = crate::rpc::codec::BoundedCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/lockstep.v1.Lockstep/StageModule" => {
+                    #[allow(non_camel_case_types)]
+                    struct StageModuleSvc<T: Lockstep>(pub Arc<T>);
+                    impl<
+                        T: Lockstep,
+                    > tonic::server::UnaryService<
+                        ::lockstep_client::v1::StageModuleRequest,
+                    > for StageModuleSvc<T> {
+                        type Response = ::lockstep_client::v1::StageModuleResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                ::lockstep_client::v1::StageModuleRequest,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Lockstep>::stage_module(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = StageModuleSvc(inner);
+                        let codec = crate::rpc::codec::BoundedCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/lockstep.v1.Lockstep/ReadModule" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReadModuleSvc<T: Lockstep>(pub Arc<T>);
+                    impl<
+                        T: Lockstep,
+                    > tonic::server::UnaryService<
+                        ::lockstep_client::v1::ReadModuleRequest,
+                    > for ReadModuleSvc<T> {
+                        type Response = ::lockstep_client::v1::ReadModuleResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                ::lockstep_client::v1::ReadModuleRequest,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Lockstep>::read_module(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReadModuleSvc(inner);
                         let codec = crate::rpc::codec::BoundedCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

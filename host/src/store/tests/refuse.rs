@@ -453,8 +453,7 @@ fn a_peers_descriptor_does_not_decide_what_a_listed_name_holds() {
         }
         let (before, used) = (bed.fs.image(), bed.budget.used());
         let other = SnapshotDesc { format: 2, ..listed.clone() };
-        let reads_both = Expected { formats: 1..=2, ..expected() };
-        let header = offer(&other).validate(&reads_both).expect("the offer is in order");
+        let header = offer(&other).validate(&expected()).expect("the offer is in order");
         let reservation = bed.store.reserve(&header).expect("there is space");
         let mut writer = bed.store.create(reservation).expect("a staging file");
         writer.write_all(&bytes).expect("it writes");

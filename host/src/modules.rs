@@ -1,0 +1,291 @@
+//! The components that this node has: those that its file names, those that operators staged, and
+//! those that it got from other nodes.
+//!
+//! - They lie in `modules` in the data directory, each under the SHA-256 of its bytes, and are read
+//!   only if they have it. A group names its module by that, so it does not matter from where the
+//!   bytes came.
+//! - A component is checked and compiled before it is kept, one at a time.
+//! - One that is lacking is asked for at the other nodes ([`Fetch`]).
+//! - At most [`MODULES_MAX`] are kept. A new one takes the place of those that no group, no
+//!   snapshot and no file of this node names.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use lockstep_core::ids::{ModuleId, hex};
+use lockstep_core::limits::MODULE_BYTES_MAX;
+use sha2::{Digest as _, Sha256};
+
+use crate::fs::{Fs, create_dirs, make_durable, read_exact_at};
+use crate::guest::check::Report;
+use crate::guest::{Lack, Module, Modules};
+use crate::node::compile_component;
+
+/// Components that a node keeps on its disk.
+pub const MODULES_MAX: usize = 32;
+/// Compiled components that a node keeps in memory, beside those that its groups run.
+const COMPILED_MAX: usize = 4;
+/// Largest piece in which a component is sent, bytes.
+pub const PIECE_BYTES_MAX: usize = 512 << 10;
+
+/// Asks the other nodes for a module, in the background, unless that is under way. Returns how often
+/// all of them were asked in vain.
+pub type Fetch = Box<dyn Fn(ModuleId) -> u32 + Send + Sync>;
+
+/// The components of a node.
+pub struct ModuleStore {
+    fs: Arc<dyn Fs>,
+    dir: PathBuf,
+    /// Those that this node's file names.
+    configured: BTreeMap<ModuleId, Module>,
+    /// The last that were compiled.
+    compiled: Mutex<VecDeque<Module>>,
+    /// Held while one is checked, compiled and written.
+    taking: Mutex<()>,
+    arriving: Mutex<Option<Arriving>>,
+    fetch: OnceLock<Fetch>,
+}
+
+/// A component of which a part has arrived.
+struct Arriving {
+    id: ModuleId,
+    total: usize,
+    bytes: Vec<u8>,
+}
+
+/// A piece of a component.
+pub struct Piece<'a> {
+    pub id: ModuleId,
+    /// Bytes of the whole component.
+    pub total: u64,
+    pub offset: u64,
+    pub bytes: &'a [u8],
+}
+
+impl ModuleStore {
+    /// The store in this data directory. What the node's file names is written to it, so that other
+    /// nodes can get it from here, and so that it is there when the file names another one.
+    pub fn open(
+        fs: Arc<dyn Fs>,
+        data: &Path,
+        configured: impl IntoIterator<Item = (Module, Option<Vec<u8>>)>,
+    ) -> Self {
+        let mut store = Self {
+            fs,
+            dir: data.join("modules"),
+            configured: BTreeMap::new(),
+            compiled: Mutex::default(),
+            taking: Mutex::default(),
+            arriving: Mutex::default(),
+            fetch: OnceLock::new(),
+        };
+        for (module, bytes) in configured {
+            let id = module.id();
+            if let Some(Err(error)) = bytes.map(|bytes| store.write(id, &bytes)) {
+                tracing::warn!(module = %id, %error, "the component is not kept");
+            }
+            store.configured.insert(id, module);
+        }
+        store
+    }
+
+    /// From now on, this asks other nodes for what is lacking.
+    pub fn fetch_with(&self, fetch: Fetch) {
+        let _ = self.fetch.set(fetch);
+    }
+
+    /// Takes a piece of a component; pieces come in their order. With the last one, the component
+    /// is complete, and this returns it; [`Self::take`] comes next.
+    pub fn arrives(&self, piece: &Piece<'_>) -> Result<Option<Vec<u8>>, String> {
+        let Piece { id, total, offset, bytes } = *piece;
+        if total == 0 || total > MODULE_BYTES_MAX as u64 {
+            return Err(format!("{total} bytes are no component of 1 to {MODULE_BYTES_MAX} bytes"));
+        }
+        if bytes.is_empty() || bytes.len() > PIECE_BYTES_MAX {
+            return Err(format!("{} bytes are no piece of 1 to {PIECE_BYTES_MAX}", bytes.len()));
+        }
+        let mut arriving = lock(&self.arriving);
+        if offset == 0 {
+            *arriving = Some(Arriving { id, total: total as usize, bytes: Vec::new() });
+        }
+        let fits = |it: &&mut Arriving| {
+            (it.id, it.total as u64, it.bytes.len() as u64) == (id, total, offset)
+        };
+        let Some(part) = arriving.as_mut().filter(fits) else {
+            return Err(format!(
+                "this piece of module {id} does not follow the last one: another component is \
+                 being sent; begin again"
+            ));
+        };
+        part.bytes.extend_from_slice(bytes);
+        if part.bytes.len() > part.total {
+            *arriving = None;
+            return Err(format!("the pieces of module {id} have more than {total} bytes"));
+        }
+        let whole = part.bytes.len() == part.total;
+        Ok(arriving.take_if(|_| whole).map(|part| part.bytes))
+    }
+
+    /// Checks, compiles and keeps a component; `Err` says why it is refused. `named` are those that
+    /// must be kept. Takes as long as compiling does.
+    pub fn take(
+        &self,
+        id: ModuleId,
+        bytes: &[u8],
+        named: &BTreeSet<ModuleId>,
+    ) -> Result<Report, String> {
+        let have = ModuleId(Sha256::digest(bytes).into());
+        if have != id {
+            return Err(format!("the bytes are those of module {have}, not of {id}"));
+        }
+        let _taking = lock(&self.taking);
+        let module = compile_component(bytes).map_err(|why| why.to_string())?;
+        let report = module.report().clone();
+        self.make_place(id, named)?;
+        let kept = self.write(id, bytes);
+        kept.map_err(|error| format!("module {id} is not kept: {error}"))?;
+        tracing::info!(module = %id, name = report.info.name, version = report.info.version,
+            "module is here");
+        self.compiled(Arc::new(module));
+        Ok(report)
+    }
+
+    /// At most [`PIECE_BYTES_MAX`] bytes of a component from `offset` on, and how many it has.
+    pub fn read(&self, id: ModuleId, offset: u64) -> std::io::Result<(Vec<u8>, u64)> {
+        let file = self.fs.open(&self.path(id), false)?;
+        let total = file.len()?;
+        let mut piece = vec![0; total.saturating_sub(offset).min(PIECE_BYTES_MAX as u64) as usize];
+        read_exact_at(&*file, &mut piece, offset)?;
+        Ok((piece, total))
+    }
+
+    fn path(&self, id: ModuleId) -> PathBuf {
+        self.dir.join(format!("{}.wasm", hex(&id.0)))
+    }
+
+    fn has(&self, id: ModuleId) -> bool {
+        matches!(self.fs.exists(&self.path(id)), Ok(true))
+    }
+
+    fn write(&self, id: ModuleId, bytes: &[u8]) -> std::io::Result<()> {
+        if self.has(id) {
+            return Ok(());
+        }
+        create_dirs(&*self.fs, &self.dir)?;
+        let part = self.dir.join("part");
+        if self.fs.exists(&part)? {
+            self.fs.remove(&part)?;
+        }
+        let file = self.fs.create(&part)?;
+        file.write_at(bytes, 0)?;
+        file.sync()?;
+        self.fs.rename(&part, &self.path(id))?;
+        make_durable(&*self.fs, &part)
+    }
+
+    /// Deletes components that nobody names until there is place for one more.
+    fn make_place(&self, id: ModuleId, named: &BTreeSet<ModuleId>) -> Result<(), String> {
+        let mut here: BTreeSet<ModuleId> = self.list();
+        here.remove(&id);
+        let recent: BTreeSet<ModuleId> = lock(&self.compiled).iter().map(|it| it.id()).collect();
+        let free = |id: &ModuleId| !named.contains(id) && !self.configured.contains_key(id);
+        let (last, first): (Vec<ModuleId>, Vec<ModuleId>) =
+            here.iter().filter(|id| free(id)).partition(|id| recent.contains(*id));
+        let mut left = here.len();
+        for id in first.into_iter().chain(last) {
+            if left < MODULES_MAX {
+                break;
+            }
+            match self.fs.remove(&self.path(id)) {
+                Ok(()) => left -= 1,
+                Err(error) => tracing::warn!(module = %id, %error, "the component is not deleted"),
+            }
+        }
+        if left < MODULES_MAX {
+            return Ok(());
+        }
+        Err(format!("this node has {left} modules, and groups or snapshots name each of them"))
+    }
+
+    fn list(&self) -> BTreeSet<ModuleId> {
+        let names = self.fs.list(&self.dir).unwrap_or_default();
+        names.iter().filter_map(|name| parse(name.strip_suffix(".wasm")?)).collect()
+    }
+
+    fn compiled(&self, module: Module) {
+        let mut compiled = lock(&self.compiled);
+        compiled.retain(|other| other.id() != module.id());
+        compiled.push_back(module);
+        if compiled.len() > COMPILED_MAX {
+            compiled.pop_front();
+        }
+    }
+
+    /// Reads a component from the disk and compiles it.
+    fn load(&self, id: ModuleId) -> Result<Module, Lack> {
+        let unusable = |why: String| Lack::Unusable(format!("{}: {why}", self.path(id).display()));
+        let bytes = self.read_whole(id).map_err(|error| unusable(error.to_string()))?;
+        if ModuleId(Sha256::digest(&bytes).into()) != id {
+            // Whatever it is, it is not that module: another one takes its place.
+            let removed = self.fs.remove(&self.path(id));
+            tracing::error!(module = %id, ?removed, "the component is damaged, and deleted");
+            return Err(Lack::Absent { asked: 0 });
+        }
+        let module = compile_component(&bytes).map_err(|why| unusable(why.to_string()))?;
+        Ok(Arc::new(module))
+    }
+
+    fn read_whole(&self, id: ModuleId) -> std::io::Result<Vec<u8>> {
+        let file = self.fs.open(&self.path(id), false)?;
+        let mut bytes = vec![0; file.len()?.min(MODULE_BYTES_MAX as u64 + 1) as usize];
+        read_exact_at(&*file, &mut bytes, 0)?;
+        Ok(bytes)
+    }
+}
+
+impl Modules for ModuleStore {
+    fn find(&self, id: ModuleId) -> Result<Module, Lack> {
+        let known = || {
+            let compiled = lock(&self.compiled).iter().find(|it| it.id() == id).cloned();
+            self.configured.get(&id).cloned().or(compiled)
+        };
+        if let Some(module) = known() {
+            return Ok(module);
+        }
+        let _taking = lock(&self.taking);
+        // Another thread may have compiled it meanwhile.
+        if let Some(module) = known() {
+            return Ok(module);
+        }
+        let loaded = if self.has(id) { self.load(id) } else { Err(Lack::Absent { asked: 0 }) };
+        match loaded {
+            Ok(module) => {
+                self.compiled(Arc::clone(&module));
+                Ok(module)
+            }
+            Err(Lack::Absent { .. }) => {
+                Err(Lack::Absent { asked: self.fetch.get().map_or(0, |fetch| fetch(id)) })
+            }
+            Err(unusable) => Err(unusable),
+        }
+    }
+}
+
+/// The module whose id these hexadecimal digits are.
+pub fn parse(digits: &str) -> Option<ModuleId> {
+    let digits = digits.as_bytes();
+    if digits.len() != 64 {
+        return None;
+    }
+    let mut id = [0; 32];
+    for (byte, pair) in id.iter_mut().zip(digits.chunks(2)) {
+        let digit = |digit: u8| (digit as char).to_digit(16);
+        *byte = (digit(pair[0])? * 16 + digit(pair[1])?) as u8;
+    }
+    Some(ModuleId(id))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
