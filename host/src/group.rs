@@ -73,7 +73,6 @@ use log_lane::PersistJob;
 use mailbox::{Inward, Mailbox, Request};
 use notices::Notices;
 use outbox::Outbound;
-use prepare::Preparer;
 use readers::Readers;
 use store_lane::{Standing, StoreWatch};
 
@@ -133,7 +132,7 @@ pub(crate) struct Lanes {
     /// Rate of an outbound transfer, bytes a second; 0 = no limit.
     pub rate: u64,
     pub readers: Readers,
-    pub preparer: Preparer,
+    pub preparer: prepare::Preparer,
 }
 
 /// Work for the apply lane's thread.
@@ -387,8 +386,7 @@ impl GroupActor {
                 (Waiting::Entry(answer), Event::Order { ticket, order })
             }
             Request::Repair { answer } => (Waiting::Entry(answer), Event::Repair { ticket }),
-            Request::Entry { .. } => unreachable!("answered above"),
-            Request::Report { .. } => unreachable!("answered above"),
+            Request::Entry { .. } | Request::Report { .. } => unreachable!("answered above"),
         };
         self.tickets.insert(ticket, waiting);
         Some(event)
@@ -417,9 +415,7 @@ impl GroupActor {
                     let outbound = Outbound { to, snapshot, purpose, insist };
                     outbox::spawn(&self.lanes, &self.handle, &self.group, outbound);
                 }
-                Effect::Prepare { trial, module, running } => {
-                    self.lanes.preparer.begin(&self.handle, trial, module, running);
-                }
+                Effect::Prepare(wanted) => self.lanes.preparer.begin(&self.handle, wanted),
                 Effect::Judged { object, taken } => self.lanes.judged.tell(object, taken),
                 Effect::Answer { ticket, answer } => self.answer(ticket, answer),
                 Effect::Entered { ticket, index } => self.entered(ticket, index),

@@ -237,7 +237,8 @@ pub trait Modules: Send + Sync {
 pub enum Lack {
     /// It is not here. The other nodes were asked for it so often, and none of them had it.
     #[error(
-        "it is not on this node; the others are asked for it, and `lockstep upgrade stage` brings it"
+        "it is not on this node; the others are asked for it, and `lockstep upgrade stage` brings \
+         it"
     )]
     Absent { asked: u32 },
     #[error("{0}")]

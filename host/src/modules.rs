@@ -29,8 +29,8 @@ const COMPILED_MAX: usize = 4;
 /// Largest piece in which a component is sent, bytes.
 pub const PIECE_BYTES_MAX: usize = 512 << 10;
 
-/// Asks the other nodes for a module, in the background, unless that is under way. Returns how often
-/// all of them were asked in vain.
+/// Asks the other nodes for a module, in the background, unless that is under way. Returns how
+/// often all of them were asked in vain.
 pub type Fetch = Box<dyn Fn(ModuleId) -> u32 + Send + Sync>;
 
 /// The components of a node.

@@ -15,7 +15,8 @@ use crate::solo::{apply, assert_says, lockstep, query};
 const GROUP: &str = "kv";
 
 async fn nodes() -> Cluster {
-    let mut cluster = Cluster::start(Spec::of_guest(GROUP, 3).expect("it is built")).expect("it starts");
+    let mut cluster =
+        Cluster::start(Spec::of_guest(GROUP, 3).expect("it is built")).expect("it starts");
     cluster.wait_serving(GROUP).await.expect("it serves");
     cluster
 }
@@ -109,7 +110,10 @@ async fn a_group_is_upgraded_under_load() {
     // The old module cannot read what the new one writes.
     let told = upgrade(&cluster, &["rollback"]).await;
     assert_eq!(told.code, Some(1), "{told:?}");
-    assert_says(&told.stderr, &["kv 0.1.0 reads snapshots of the formats 1 to 1", "writes format 2"]);
+    assert_says(
+        &told.stderr,
+        &["kv 0.1.0 reads snapshots of the formats 1 to 1", "writes format 2"],
+    );
     // Between equal formats it goes both ways.
     upgraded(&cluster, "fixed", &[]).await;
     assert_eq!(query(&client, "version").await, "3 after 3");
@@ -125,7 +129,8 @@ async fn an_upgrade_that_cannot_be_changes_nothing() {
     let mut cluster = nodes().await;
     let client = cluster.client().expect("its address is valid");
     let next = guest("next");
-    for (key, says) in [("trap-in-restore", "trap in restore"), ("refuse-restore", "cannot be taken over")]
+    for (key, says) in
+        [("trap-in-restore", "trap in restore"), ("refuse-restore", "cannot be taken over")]
     {
         apply(&client, &format!("set {key} 1")).await;
         let told = upgrade(&cluster, &["start", &next]).await;

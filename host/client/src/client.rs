@@ -310,8 +310,8 @@ impl Client {
         .map(|(response, _)| response.index)
     }
 
-    /// Gives a module to the first endpoint that takes it, in pieces of at most `piece_bytes` bytes;
-    /// the node checks, compiles and keeps it. `id` is the SHA-256 of its bytes.
+    /// Gives a module to the first endpoint that takes it, in pieces of at most `piece_bytes`
+    /// bytes; the node checks, compiles and keeps it. `id` is the SHA-256 of its bytes.
     pub async fn stage_module(
         &self,
         id: [u8; 32],

@@ -218,7 +218,9 @@ impl Ledger {
                 let skipped = plan.commands.iter().map(|_| Outcome::Skipped).collect();
                 Work::Done(self.settle(plan, skipped).expect("each command has an outcome"))
             }
-            Work::Wake(_) | Work::Move(_) if amendments.skips(entry.index) => Work::Done(Vec::new()),
+            Work::Wake(_) | Work::Move(_) if amendments.skips(entry.index) => {
+                Work::Done(Vec::new())
+            }
             Work::Limit(profile) => Work::Limit(amendments.lift(&profile, entry.index)),
             other => other,
         })

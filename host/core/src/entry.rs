@@ -300,6 +300,21 @@ impl EntryBody {
                 out.put_u64(*time_ms);
                 out.put_u64(*set_by);
             }
+            Self::Verdict { time_ms, index, against } => {
+                out.put_raw(&[VERSION, KIND_VERDICT]);
+                out.put_u64(*time_ms);
+                out.put_u64(*index);
+                out.put_count_within(against.len(), limits::REPLICAS_MAX);
+                against.iter().for_each(|replica| out.put_u64(replica.0));
+            }
+            order => order.encode_order(&mut out),
+        }
+        out
+    }
+
+    /// An operator's order.
+    fn encode_order(&self, out: &mut Vec<u8>) {
+        match self {
             Self::Skip { time_ms, index } => {
                 out.put_raw(&[VERSION, KIND_SKIP]);
                 out.put_u64(*time_ms);
@@ -308,7 +323,7 @@ impl EntryBody {
             Self::Limits { time_ms, limits } => {
                 out.put_raw(&[VERSION, KIND_LIMITS]);
                 out.put_u64(*time_ms);
-                limits.encode(&mut out);
+                limits.encode(out);
             }
             Self::Freeze { time_ms, frozen } => {
                 out.put_raw(&[VERSION, KIND_FREEZE]);
@@ -318,14 +333,7 @@ impl EntryBody {
             Self::OnFault { time_ms, on_fault } => {
                 out.put_raw(&[VERSION, KIND_ON_FAULT]);
                 out.put_u64(*time_ms);
-                on_fault.encode(&mut out);
-            }
-            Self::Verdict { time_ms, index, against } => {
-                out.put_raw(&[VERSION, KIND_VERDICT]);
-                out.put_u64(*time_ms);
-                out.put_u64(*index);
-                out.put_count_within(against.len(), limits::REPLICAS_MAX);
-                against.iter().for_each(|replica| out.put_u64(replica.0));
+                on_fault.encode(out);
             }
             Self::Upgrade { time_ms, module, resume_at } => {
                 out.put_raw(&[VERSION, KIND_UPGRADE]);
@@ -333,8 +341,8 @@ impl EntryBody {
                 out.put_raw(&module.0);
                 out.put_u64(*resume_at);
             }
+            _other => unreachable!("it is no order"),
         }
-        out
     }
 
     pub fn decode(bytes: Bytes) -> Result<Self, DecodeError> {

@@ -66,7 +66,8 @@ mod status;
 mod strangers;
 mod time;
 mod timer;
-pub mod upgrade;
+pub mod trial;
+mod upgrade;
 mod vet;
 mod wants;
 
@@ -88,7 +89,8 @@ use rebuild::Turns;
 use space::Space;
 use strangers::Strangers;
 use time::LogTime;
-use upgrade::{TakesPart, Trial, Vote};
+use trial::Vote;
+use upgrade::Modules;
 
 /// What a replica is started with.
 #[derive(Clone, Debug)]
@@ -188,13 +190,7 @@ pub(crate) struct Shared {
     misdirected: u64,
     own: Own,
     turns: Turns,
-    /// The module that applies what follows.
-    module: ModuleId,
-    /// The module before the last upgrade.
-    previous: Option<ModuleId>,
-    /// As a leader, the trial under way.
-    trial: Option<Trial>,
-    takes_part: TakesPart,
+    modules: Modules,
 }
 
 /// What frames say of this replica's guest and snapshots.
@@ -274,10 +270,7 @@ impl Group {
             misdirected: 0,
             own: Own { applied: 0, snapshot: 0, taken: None, guest: GuestIs::Absent },
             turns: Turns::default(),
-            module: config.module,
-            previous: None,
-            trial: None,
-            takes_part: TakesPart::default(),
+            modules: Modules::of(config.module),
             config,
         };
         shared.persist_now(Vec::new(), effects);
@@ -454,7 +447,6 @@ impl Group {
             | Event::LogSpace(_)
             | Event::DiskStalled(_)
             | Event::SnapshotSpace(_)
-            | Event::Prepared { .. }
             | Event::Tried { .. }
             | Event::TransferEnded { .. } => return,
             Event::Received { snapshot } => {
@@ -511,8 +503,8 @@ impl Shared {
             taken: self.own.taken,
             guest: self.own.guest,
             grants: self.grants(to),
-            trial: self.trial,
-            vote: self.takes_part.vote(),
+            trial: self.modules.trial,
+            vote: self.modules.vote(),
             body,
         }
     }

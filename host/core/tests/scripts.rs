@@ -31,6 +31,8 @@ mod more;
 mod script;
 #[path = "runner/setup.rs"]
 mod setup;
+#[path = "runner/trials.rs"]
+mod trials;
 #[path = "runner/words.rs"]
 mod words;
 

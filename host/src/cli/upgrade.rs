@@ -45,7 +45,8 @@ Examples:
   lockstep upgrade start --endpoint 127.0.0.1:7101 kv-fixed.wasm --resume-at 4711
 
 The new module has to read the snapshots that the old one writes: `lockstep inspect` shows the
-formats. Commands wait for as long as a snapshot and a restore of the state take; at most a minute.")]
+formats. Commands wait for as long as a snapshot and a restore of the state take; at most a \
+    minute.")]
     Start(StartArgs),
     /// Show which module a group runs, and how far an upgrade is.
     #[command(after_help = "Example: lockstep upgrade status --endpoint 127.0.0.1:7101")]

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use lockstep_core::group::Event;
-use lockstep_core::group::upgrade::TrialId;
+use lockstep_core::group::trial::{Preparation, Stage};
 use lockstep_core::ids::ModuleId;
 use lockstep_core::limits;
 
@@ -33,26 +33,22 @@ impl Preparer {
         Self { modules, newest: Arc::default() }
     }
 
-    /// Raises [`Event::Prepared`] once the module is ready, or cannot be.
-    pub(crate) fn begin(
-        &self,
-        handle: &GroupHandle,
-        trial: TrialId,
-        module: ModuleId,
-        running: ModuleId,
-    ) {
+    /// Raises [`Event::Tried`] once the module is ready, or cannot be.
+    pub(crate) fn begin(&self, handle: &GroupHandle, wanted: Preparation) {
+        let Preparation { trial, module, running } = wanted;
         let number = self.newest.fetch_add(1, Ordering::Relaxed) + 1;
         let (modules, newest, raise) =
             (Arc::clone(&self.modules), Arc::clone(&self.newest), handle.clone());
         let work = move || {
             let is_newest = || newest.load(Ordering::Relaxed) == number;
-            let result = prepare(&*modules, module, running, is_newest);
-            raise.raise(Event::Prepared { trial, result });
+            let prepared = prepare(&*modules, module, running, is_newest);
+            let stage = prepared.map_or_else(Stage::failed, |()| Stage::Prepared);
+            raise.raise(Event::Tried { trial, stage });
         };
         let started = std::thread::Builder::new().name("prepare".to_owned()).spawn(work);
         if let Err(error) = started {
-            let result = Err(format!("no thread could be started: {error}"));
-            handle.raise(Event::Prepared { trial, result });
+            let stage = Stage::failed(format!("no thread could be started: {error}"));
+            handle.raise(Event::Tried { trial, stage });
         }
     }
 }

@@ -26,7 +26,6 @@ use crate::rpc::apply_stream::ApplyStream;
 use crate::rpc::call::CALL_BYTES;
 use crate::rpc::forward::{self, Forward, Onward, Origin};
 use crate::rpc::links::Link;
-use crate::rpc::{modules, orders};
 use crate::rpc::peer_link::GrpcTransport;
 use crate::rpc::port::PortState;
 use crate::rpc::proto::client as wire;
@@ -35,6 +34,7 @@ use crate::rpc::proto::client::lockstep_server::Lockstep;
 use crate::rpc::refuse::{LEADER, Refused, check_command, check_sequence};
 use crate::rpc::status::StatusSource;
 use crate::rpc::watch::{WatchStream, Watcher};
+use crate::rpc::{modules, orders};
 
 /// How long a status call waits for the groups to bring their reports up to date.
 const FRESH_MAX: Duration = Duration::from_millis(500);

@@ -9,7 +9,7 @@
 use bytes::Bytes;
 use lockstep_core::codec::DecodeError;
 use lockstep_core::fault::Shortage;
-use lockstep_core::group::upgrade::{Stage, Trial, TrialId, Vote};
+use lockstep_core::group::trial::{Stage, Trial, TrialId, Vote};
 use lockstep_core::group::{Body, Frame, GuestIs};
 use lockstep_core::ids::{Digest, GroupId, Lineage, ModuleId, ReplicaId};
 use lockstep_core::limits;

@@ -42,13 +42,7 @@ pub fn peer(input: &[u8]) {
 }
 
 fn expected() -> Expected {
-    Expected {
-        cluster: CLUSTER,
-        group: GroupId(5),
-        replica: ReplicaId(1),
-        commit: 0,
-        wanted: None,
-    }
+    Expected { cluster: CLUSTER, group: GroupId(5), replica: ReplicaId(1), commit: 0, wanted: None }
 }
 
 /// Decodes `input` as each request of a client, and encodes the calls that it holds as an entry.

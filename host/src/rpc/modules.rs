@@ -90,7 +90,8 @@ pub(crate) fn fetch(store: &Arc<ModuleStore>, router: &Router) -> Fetch {
                     None => true,
                 };
                 if let Some(asked) = lock(&all).get_mut(&id) {
-                    *asked = Asked { under_way: false, in_vain: asked.in_vain + u32::from(in_vain) };
+                    *asked =
+                        Asked { under_way: false, in_vain: asked.in_vain + u32::from(in_vain) };
                 }
             });
         }
@@ -123,9 +124,9 @@ async fn ask(
 /// The module, from the node at this address; `None` if that does not have it.
 async fn fetch_from(address: &str, id: ModuleId) -> Result<Option<Vec<u8>>, String> {
     let endpoint = peer_link::endpoint(address).map_err(|status| status.message().to_owned())?;
-    let channel = endpoint.connect().await.map_err(|error| why(&Status::from_error(error.into())))?;
-    let mut client =
-        LockstepClient::new(channel).max_decoding_message_size(GRPC_MESSAGE_BYTES_MAX);
+    let channel =
+        endpoint.connect().await.map_err(|error| why(&Status::from_error(error.into())))?;
+    let mut client = LockstepClient::new(channel).max_decoding_message_size(GRPC_MESSAGE_BYTES_MAX);
     let mut bytes: Vec<u8> = Vec::new();
     loop {
         let module = Bytes::copy_from_slice(&id.0);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use lockstep_core::group::{GroupStatus, PeerStatus, ReplicaState, Role, Running};
-use lockstep_core::ids::{Lineage, NodeId, ReplicaId};
+use lockstep_core::ids::{Lineage, ModuleId, NodeId, ReplicaId};
 use lockstep_core::limits;
 use lockstep_core::memory::MemoryUse;
 use lockstep_core::retention::Pin;
@@ -150,12 +150,9 @@ fn group_to_wire(group: &GroupHandle, router: &Router) -> wire::GroupStatus {
         log_time_ms: status.log_time_ms,
         log_time_ahead_ms: status.log_time_ahead_ms,
         wakes_at_ms: status.wakes_at_ms,
-        module: Bytes::copy_from_slice(&status.module.0),
-        previous_module: status
-            .previous_module
-            .map(|module| Bytes::copy_from_slice(&module.0))
-            .unwrap_or_default(),
-        upgrade: status.upgrade.clone().unwrap_or_default(),
+        module: id_bytes(status.module),
+        previous_module: status.previous_module.map(id_bytes).unwrap_or_default(),
+        upgrade: status.upgrade.unwrap_or_default(),
         guest_memory_most: status.memory.map_or(0, |memory| memory.most),
         memory_soft_bytes: status.memory.map_or(0, MemoryUse::soft),
         memory_warning_bytes: status.memory.map_or(0, MemoryUse::warning),
@@ -169,6 +166,10 @@ fn group_to_wire(group: &GroupHandle, router: &Router) -> wire::GroupStatus {
         frames_dropped: group.frames_dropped(),
         ..disks
     }
+}
+
+fn id_bytes(module: ModuleId) -> Bytes {
+    Bytes::copy_from_slice(&module.0)
 }
 
 /// The name of a state in status and metrics: the core's name, or "no leader".

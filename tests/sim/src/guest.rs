@@ -8,13 +8,13 @@
 //! group's limits give traps on every replica. Two queries never get an answer: one traps, one runs
 //! out of fuel. A state that goes astray, because it is told to, differs in snapshots only.
 //!
-//! There are [`MODULES`] modules, which do the same but for a number that goes into the hashes: so it
-//! shows which module applied an entry. Into some of them no state can be moved, and some need no
-//! fuel for a command that needs more than any limit gives.
+//! There are [`MODULES`] modules, which do the same but for a number that goes into the hashes: so
+//! it shows which module applied an entry. Into some of them no state can be moved, and some need
+//! no fuel for a command that needs more than any limit gives.
 //!
-//! A replica that has two guests of one module at a time is a violation, too. Planted: `restore_beside`. So is a
-//! guest that is woken although its timer is not set, or before its time: the guest remembers the
-//! setting. Planted: `wake_again`.
+//! A replica that has two guests of one module at a time is a violation, too. Planted:
+//! `restore_beside`. So is a guest that is woken although its timer is not set, or before its time:
+//! the guest remembers the setting. Planted: `wake_again`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};

@@ -2,6 +2,7 @@
 
 use lockstep_core::entry::is_checkpoint;
 use lockstep_core::fault::Stall;
+use lockstep_core::group::trial::{Preparation, Stage};
 use lockstep_core::group::{ApplyJob, Body, Effect, Event, Found, Frame, Inbound};
 use lockstep_core::ids::{GroupId, NodeId};
 use lockstep_core::snapshot::chunk::ObjectRef;
@@ -215,11 +216,12 @@ impl World {
                     self.check(sends);
                     self.begin_transfer(node, group, wish);
                 }
-                Effect::Prepare { trial, .. } => {
+                Effect::Prepare(Preparation { trial, .. }) => {
                     let delay = self.rng.between(MS, 2 * SECOND);
                     let fails = self.rng.percent(10) && !self.calm;
-                    let result = if fails { Err("told to".to_owned()) } else { Ok(()) };
-                    let event = Box::new(Event::Prepared { trial, result });
+                    let failed = || Stage::failed("told to".to_owned());
+                    let stage = if fails { failed() } else { Stage::Prepared };
+                    let event = Box::new(Event::Tried { trial, stage });
                     self.after(delay, Action::Event { node, epoch, group, event });
                 }
                 Effect::Judged { object, taken } => {

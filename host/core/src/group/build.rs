@@ -147,7 +147,9 @@ pub(super) fn amended(
     let reaches_back = shared.recovery.amendments.after(before).any(reaches);
     hosting.snapshots.retention.distrust(&shared.recovery);
     let pipeline = &mut hosting.applying.pipeline;
-    if pipeline.halt().is_some() || (reaches_back && pipeline.captures() && !pipeline.is_superseded()) {
+    if pipeline.halt().is_some()
+        || (reaches_back && pipeline.captures() && !pipeline.is_superseded())
+    {
         restart(hosting, shared, effects);
     } else {
         pipeline.amend();

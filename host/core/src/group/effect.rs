@@ -8,7 +8,7 @@ use raft::eraftpb::Entry;
 use crate::apply::Answer;
 use crate::fault::{Fault, Refusal, Shortage, Stall};
 use crate::group::frame::Frame;
-use crate::group::upgrade::TrialId;
+use crate::group::trial::{Preparation, TrialId};
 use crate::ids::{ModuleId, NodeId, ReplicaId, Ticket};
 use crate::memory::MemoryUse;
 use crate::recovery_state::RecoveryState;
@@ -47,9 +47,8 @@ pub enum Effect {
     /// Answer the request of this ticket: the checkpoint or the order that it asked for is
     /// committed at this index, or a snapshot taken there or later is asked for.
     Entered { ticket: Ticket, index: u64 },
-    /// A worker: have this module ready to run, and able to read what `running` writes. One
-    /// [`super::Event::Prepared`] follows.
-    Prepare { trial: TrialId, module: ModuleId, running: ModuleId },
+    /// A worker: have a module ready. One [`super::Event::Tried`] follows.
+    Prepare(Preparation),
     /// Publish the replica's state, which changed.
     State(ReplicaState),
 }

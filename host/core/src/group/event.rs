@@ -10,7 +10,7 @@ use crate::entry::Call;
 use crate::fault::{Fault, Shortage, Stall};
 use crate::group::frame::Inbound;
 use crate::group::orders::Order;
-use crate::group::upgrade::TrialId;
+use crate::group::trial::{Stage, TrialId};
 use crate::ids::{NodeId, ReplicaId, Ticket};
 use crate::memory::{Footprint, MemoryUse};
 use crate::snapshot::chunk::{ObjectRef, Purpose};
@@ -196,15 +196,11 @@ pub enum Event {
         prefers: Option<ObjectRef>,
     },
 
-    /// The module of this trial is ready to run; or why it is not.
-    Prepared {
-        trial: TrialId,
-        result: Result<(), String>,
-    },
-    /// A copy of the guest's state was moved into the module of this trial; or why that failed.
+    /// A worker has the module of this trial ready, or the lane has moved a copy of the state into
+    /// it; or that failed.
     Tried {
         trial: TrialId,
-        result: Result<(), String>,
+        stage: Stage,
     },
 
     /// The process is about to stop: hand leadership over.

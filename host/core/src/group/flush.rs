@@ -1,11 +1,12 @@
 //! A flush: what gathered from events becomes entries, reads, messages and jobs.
 
+use crate::entry::CheckpointReason;
 use crate::fault::Refusal;
 use crate::group::effect::{ApplyJob, Effect};
 use crate::group::hosting::{Applying, Clients, Hosting};
 use crate::group::proposals::Proposal;
 use crate::group::reads::Read;
-use crate::group::{Own, Shared, ready, upgrade};
+use crate::group::{Own, Shared, ready};
 use crate::limits;
 use crate::memory::MemoryUse;
 use crate::mutant::plant;
@@ -16,7 +17,7 @@ pub(super) fn flush(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Ve
     retention.reconcile(&mut around, shared, effects);
     tell_of_itself(hosting, shared);
     hosting.snapshots.installs.offer(&mut hosting.raw, effects);
-    upgrade::drive(hosting, shared, effects);
+    drive_upgrade(hosting, shared, effects);
     propose_waiting(hosting, shared, effects);
     ask_for_reads(hosting, shared);
     loop {
@@ -49,6 +50,15 @@ fn tell_of_itself(hosting: &Hosting, shared: &mut Shared) {
     let snapshot = good.map_or(0, |desc| desc.index);
     let (applied, guest) = (hosting.applying.pipeline.applied(), hosting.guest(shared));
     shared.own = Own { applied, snapshot, guest, taken: shared.own.taken };
+}
+
+fn drive_upgrade(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Vec<Effect>) {
+    let Hosting { raw, clients, applying, snapshots, .. } = hosting;
+    let (Clients { upgrades, orders, .. }, Applying { pipeline, .. }) = (clients, applying);
+    if upgrades.drive(raw, orders, pipeline, shared, effects) {
+        // From now on, who starts or joins need not move a state.
+        snapshots.checkpoints.want(CheckpointReason::Operator);
+    }
 }
 
 fn propose_waiting(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Vec<Effect>) {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use raft::eraftpb::{Message, MessageType};
 
 use crate::fault::Shortage;
-use crate::group::upgrade::{Trial, Vote};
+use crate::group::trial::{Trial, Vote};
 use crate::ids::{GroupId, Lineage, ReplicaId};
 use crate::memory::MemoryUse;
 use crate::snapshot::chunk::{ObjectRef, Want};

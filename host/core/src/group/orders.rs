@@ -3,10 +3,11 @@
 //!
 //! - The leader judges an order by what it knows of the voters, and puts it into the log; it is
 //!   obeyed, by every replica, once it is committed. A halted replica may lead for this.
-//! - An entry is skipped, or applied by another module, only if no voter has applied it: each one reports that it is halted there,
-//!   and has never applied it. After a restart a replica knows that of the entry at which it was
-//!   halted before, and of those that were not in its log yet. One that is not heard, or cannot say
-//!   so, may be abandoned: if it did apply the entry, what it acknowledged then is undone.
+//! - An entry is skipped, or applied by another module, only if no voter has applied it: each one
+//!   reports that it is halted there, and has never applied it. After a restart a replica knows
+//!   that of the entry at which it was halted before, and of those that were not in its log yet.
+//!   One that is not heard, or cannot say so, may be abandoned: if it did apply the entry, what it
+//!   acknowledged then is undone.
 //! - If the group's policy is to skip, the leader gives that order itself, once every voter is
 //!   halted at the same entry.
 
@@ -39,7 +40,10 @@ pub enum Order {
     OnFault(OnFault),
     /// Have another module apply what follows, or an entry at which every voter is halted:
     /// [`super::upgrade`].
-    Upgrade { module: ModuleId, resume: Option<Resume> },
+    Upgrade {
+        module: ModuleId,
+        resume: Option<Resume>,
+    },
     /// End the upgrade that is under way.
     AbortUpgrade,
 }
@@ -102,10 +106,9 @@ impl Orders {
     fn may_propose(&self, raw: &RaftNode, order: &Order) -> bool {
         let most = match order {
             Order::Skip { .. } | Order::Upgrade { .. } => 1,
-            Order::Limits(_)
-            | Order::Freeze(_)
-            | Order::OnFault(_)
-            | Order::AbortUpgrade => limits::ORDERS_MAX,
+            Order::Limits(_) | Order::Freeze(_) | Order::OnFault(_) | Order::AbortUpgrade => {
+                limits::ORDERS_MAX
+            }
         };
         // What earlier leaders proposed is committed, or will never be.
         raw.raft.commit_to_current_term() && self.proposed.len() < most
@@ -221,7 +224,8 @@ fn judge(order: &Order, pipeline: &Pipeline, shared: &Shared) -> Result<(), Stri
     let pending = shared.recovery.amendments.after(oldest).count();
     if amends && pending >= limits::AMENDMENTS_PENDING_MAX {
         return Err(format!(
-            "{} entries were skipped, or limits or modules changed, since this node's oldest snapshot: wait \
+            "{} entries were skipped, or limits or modules changed, since this node's oldest \
+             snapshot: wait \
              for the next checkpoints",
             limits::AMENDMENTS_PENDING_MAX
         ));

@@ -15,7 +15,7 @@ use crate::group::outgoing::TransferEnded;
 use crate::group::reads::Read;
 use crate::group::rebuild;
 use crate::group::wants::Received;
-use crate::group::{Shared, damage, halt, upgrade, vet};
+use crate::group::{Shared, damage, halt, vet};
 use crate::ids::{NodeId, ReplicaId, Ticket};
 use crate::limits;
 use crate::mutant::planted;
@@ -173,12 +173,7 @@ fn lane_event(hosting: &mut Hosting, shared: &mut Shared, event: Event, effects:
             build::guest_failed(hosting, shared, build, fault, effects);
         }
         Event::Received { snapshot } => received(hosting, shared, snapshot, effects),
-        Event::Prepared { trial, result } => {
-            upgrade::prepared(hosting, shared, trial, result, effects);
-        }
-        Event::Tried { trial, result } => {
-            upgrade::tried(hosting, shared, trial, result, effects);
-        }
+        Event::Tried { trial, stage } => shared.reached(&hosting.raw, trial, stage, effects),
         Event::Tick { .. }
         | Event::Frame(_)
         | Event::Persisted { .. }

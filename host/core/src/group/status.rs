@@ -124,8 +124,8 @@ pub(super) fn of(shared: &Shared, hosting: Option<&Hosting>) -> GroupStatus {
         hosting.map_or((0, 0), |h| h.snapshots.checkpoints.counts());
     GroupStatus {
         name: shared.config.name.clone(),
-        module: shared.module,
-        previous_module: shared.previous,
+        module: shared.modules.running,
+        previous_module: shared.modules.previous,
         upgrade: hosting.and_then(|h| h.clients.upgrades.told(shared)),
         node: shared.config.node,
         replica: recovery.replica,

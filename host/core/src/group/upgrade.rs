@@ -23,59 +23,30 @@
 use std::collections::BTreeSet;
 
 use crate::apply::LogClock;
-use crate::entry::CheckpointReason;
 use crate::fault::Refusal;
 use crate::group::Shared;
 use crate::group::effect::{ApplyJob, Effect};
 use crate::group::frame::Body;
-use crate::group::hosting::{Applying, Clients, Hosting};
 use crate::group::orders::{Order, Orders, Resume};
 use crate::group::pipeline::Pipeline;
 use crate::group::raft_node::RaftNode;
+use crate::group::trial::{Preparation, Stage, Trial, TrialId, Vote};
 use crate::ids::{ModuleId, NodeId, ReplicaId, Ticket};
 use crate::limits;
 use crate::mutant::planted;
-use crate::snapshot::chunk::REASON_BYTES_MAX;
 
-/// Which trial: the leader's term, and how many that leader began before.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct TrialId {
-    pub term: u64,
-    pub number: u64,
-}
-
-/// What a leader has every replica try.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Trial {
-    pub id: TrialId,
-    pub module: ModuleId,
-    /// A state may be moved once it includes this entry, after which nothing calls the guest; 0
-    /// while the module is only prepared.
-    pub from: u64,
-}
-
-/// How far a replica is with a trial.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Vote {
-    pub trial: TrialId,
-    pub stage: Stage,
-}
-
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Stage {
-    /// It gets the module and compiles it.
-    Preparing,
-    Prepared,
-    /// A copy of its state is in a guest of the new module.
-    Moved,
-    /// It cannot follow, for this reason.
-    Failed(String),
+/// The modules that a replica runs and tries.
+pub(super) struct Modules {
+    /// The one that applies what follows.
+    pub(super) running: ModuleId,
+    /// The one before the last upgrade.
+    pub(super) previous: Option<ModuleId>,
+    /// As a leader, the trial under way.
+    pub(super) trial: Option<Trial>,
+    part: Option<Part>,
 }
 
 /// This replica's part in a trial.
-#[derive(Default)]
-pub(super) struct TakesPart(Option<Part>);
-
 struct Part {
     trial: Trial,
     stage: Stage,
@@ -116,54 +87,61 @@ enum Poll {
     Failed(String),
 }
 
-impl Stage {
-    fn failed(mut why: String) -> Self {
-        why.truncate(why.floor_char_boundary(REASON_BYTES_MAX));
-        Self::Failed(why)
+impl Modules {
+    pub(super) fn of(running: ModuleId) -> Self {
+        Self { running, previous: None, trial: None, part: None }
     }
-}
 
-impl TakesPart {
+    /// How far this replica is with a trial.
     pub(super) fn vote(&self) -> Option<Vote> {
-        let part = self.0.as_ref()?;
+        let part = self.part.as_ref()?;
         Some(Vote { trial: part.trial.id, stage: part.stage.clone() })
-    }
-
-    /// Notes how far this replica is; returns whether it takes part in that trial.
-    fn reached(&mut self, trial: TrialId, stage: Stage) -> bool {
-        let part = self.0.as_mut().filter(|part| part.trial.id == trial);
-        part.map(|part| part.stage = stage).is_some()
     }
 }
 
 impl Shared {
     /// The ledger says this of the modules.
     pub(super) fn runs(&mut self, clock: &LogClock) {
-        self.module = clock.module.unwrap_or(self.module);
-        self.previous = clock.previous;
+        self.modules.running = clock.module.unwrap_or(self.modules.running);
+        self.modules.previous = clock.previous;
     }
 
     /// What the leader has this replica try; `None` if there is no trial, or no longer.
     pub(super) fn hear_of_trial(&mut self, trial: Option<Trial>, effects: &mut Vec<Effect>) {
-        if let (Some(part), Some(Trial { id, from, .. })) = (&mut self.takes_part.0, trial)
+        if let (Some(part), Some(Trial { id, from, .. })) = (&mut self.modules.part, trial)
             && part.trial.id == id
         {
             part.trial.from = part.trial.from.max(from);
             return;
         }
-        if self.takes_part.0.take().is_some_and(|part| part.moving) {
+        if self.modules.part.take().is_some_and(|part| part.moving) {
             effects.push(Effect::Apply(ApplyJob::DropTried));
         }
         if let Some(trial) = trial {
-            let (id, module, running) = (trial.id, trial.module, self.module);
-            effects.push(Effect::Prepare { trial: id, module, running });
-            self.takes_part.0 = Some(Part { trial, stage: Stage::Preparing, moving: false });
+            let (id, module, running) = (trial.id, trial.module, self.modules.running);
+            effects.push(Effect::Prepare(Preparation { trial: id, module, running }));
+            self.modules.part = Some(Part { trial, stage: Stage::Preparing, moving: false });
+        }
+    }
+
+    /// This replica has come so far with a trial, and tells its leader at once.
+    pub(super) fn reached(
+        &mut self,
+        raw: &RaftNode,
+        trial: TrialId,
+        stage: Stage,
+        effects: &mut Vec<Effect>,
+    ) {
+        let part = self.modules.part.as_mut().filter(|part| part.trial.id == trial);
+        let Some(()) = part.map(|part| part.stage = stage) else { return };
+        if let Some(leader) = raw.leader().filter(|leader| *leader != self.me()) {
+            self.send(leader.node(), Some(leader), Body::Have, effects);
         }
     }
 
     /// Has the lane move a copy of the state, if it is time.
     fn move_state(&mut self, pipeline: &Pipeline, effects: &mut Vec<Effect>) {
-        let Some(part) = &mut self.takes_part.0 else { return };
+        let Some(part) = &mut self.modules.part else { return };
         let Trial { id: trial, module, from } = part.trial;
         let due = from > 0 && pipeline.is_applying() && pipeline.applied() >= from;
         if part.stage == Stage::Prepared && due && !part.moving {
@@ -175,7 +153,7 @@ impl Shared {
     /// How far a voter is with this trial.
     fn vote_of(&self, voter: ReplicaId, trial: TrialId) -> Option<Stage> {
         let vote = if voter == self.me() {
-            self.takes_part.vote()
+            self.modules.vote()
         } else {
             self.seen.get(&voter).and_then(|seen| seen.vote.clone())
         };
@@ -237,7 +215,7 @@ impl Upgrades {
                 trial.module
             ));
         }
-        if module == shared.module {
+        if module == shared.modules.running {
             return not_now(format!("the group runs module {module} already"));
         }
         self.begun += 1;
@@ -284,8 +262,29 @@ impl Upgrades {
         self.failure = Some(why);
     }
 
-    /// Goes on to the next step if it is time; returns whether the group has just been upgraded.
-    fn drive(
+    /// Goes on with the trial that this replica leads, and with the one that it takes part in.
+    /// Returns whether the group has just been upgraded.
+    pub(super) fn drive(
+        &mut self,
+        raw: &mut RaftNode,
+        orders: &mut Orders,
+        pipeline: &Pipeline,
+        shared: &mut Shared,
+        effects: &mut Vec<Effect>,
+    ) -> bool {
+        let upgraded = self.lead(raw, orders, pipeline, shared, effects);
+        let trial = self.under_way.as_ref().map(|it| it.trial);
+        if trial != shared.modules.trial {
+            shared.modules.trial = trial;
+            shared.hear_of_trial(trial, effects);
+            shared.tell_all(effects);
+        }
+        shared.move_state(pipeline, effects);
+        upgraded
+    }
+
+    /// Goes on to the next step if it is time; returns whether the last one is over.
+    fn lead(
         &mut self,
         raw: &mut RaftNode,
         orders: &mut Orders,
@@ -375,60 +374,4 @@ fn has_followed(shared: &Shared, pipeline: &Pipeline, index: u64) -> bool {
 
 fn list(nodes: &BTreeSet<NodeId>) -> String {
     nodes.iter().map(NodeId::to_string).collect::<Vec<_>>().join(", ")
-}
-
-/// Goes on with the trial that this replica leads, and with the one that it takes part in.
-pub(super) fn drive(hosting: &mut Hosting, shared: &mut Shared, effects: &mut Vec<Effect>) {
-    let Hosting { raw, clients, applying, snapshots, .. } = hosting;
-    let (Clients { upgrades, orders, .. }, Applying { pipeline, .. }) = (clients, applying);
-    if upgrades.drive(raw, orders, pipeline, shared, effects) {
-        // From now on, who starts or joins need not move a state.
-        snapshots.checkpoints.want(CheckpointReason::Operator);
-    }
-    let trial = upgrades.under_way.as_ref().map(|it| it.trial);
-    if trial != shared.trial {
-        shared.trial = trial;
-        shared.hear_of_trial(trial, effects);
-        shared.tell_all(effects);
-    }
-    shared.move_state(pipeline, effects);
-}
-
-/// The module of this trial is ready to run here, or not.
-pub(super) fn prepared(
-    hosting: &mut Hosting,
-    shared: &mut Shared,
-    trial: TrialId,
-    result: Result<(), String>,
-    effects: &mut Vec<Effect>,
-) {
-    let stage = result.map_or_else(Stage::failed, |()| Stage::Prepared);
-    reached(hosting, shared, trial, stage, effects);
-}
-
-/// The lane moved a copy of the state, or failed to.
-pub(super) fn tried(
-    hosting: &mut Hosting,
-    shared: &mut Shared,
-    trial: TrialId,
-    result: Result<(), String>,
-    effects: &mut Vec<Effect>,
-) {
-    let stage = result.map_or_else(Stage::failed, |()| Stage::Moved);
-    reached(hosting, shared, trial, stage, effects);
-}
-
-fn reached(
-    hosting: &mut Hosting,
-    shared: &mut Shared,
-    trial: TrialId,
-    stage: Stage,
-    effects: &mut Vec<Effect>,
-) {
-    let leader = hosting.raw.leader().filter(|leader| *leader != shared.me());
-    if shared.takes_part.reached(trial, stage)
-        && let Some(leader) = leader
-    {
-        shared.send(leader.node(), Some(leader), Body::Have, effects);
-    }
 }

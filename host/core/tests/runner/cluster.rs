@@ -15,10 +15,8 @@ use bytes::Bytes;
 use lockstep_core::apply::Answer;
 use lockstep_core::fault::Refusal;
 use lockstep_core::group::frame::Body;
-use lockstep_core::group::upgrade::TrialId;
 use lockstep_core::group::{
-    Effect, Event, Found, Frame, Group, GroupConfig, Inbound, ReplicaState, Role, SnapshotPolicy,
-    Stopped,
+    Effect, Event, Found, Frame, Group, GroupConfig, Inbound, Role, SnapshotPolicy,
 };
 use lockstep_core::ids::{ModuleId, NodeId, ReplicaId, Ticket};
 use lockstep_core::snapshot::chunk::{ObjectRef, Purpose};
@@ -29,7 +27,8 @@ use raft::eraftpb::{Entry, MessageType};
 use super::checks::Checks;
 use super::disk::{Disk, Image, SharedStore, put};
 use super::lane::{Done, Lane};
-use super::more::{brief, refused};
+use super::more::{brief, describe, refused};
+use super::trials::Trials;
 
 /// One process of a node. Two processes may run on copies of one node's data directory.
 pub(crate) struct Process {
@@ -48,9 +47,7 @@ pub(crate) struct Process {
     pub(crate) judged: Vec<String>,
     /// How often it asked a peer for an object; shown by `more`.
     pub(crate) asked: usize,
-    /// Modules to have ready for a trial, and what becomes of that.
-    trials: Vec<(TrialId, ModuleId)>,
-    pub(crate) prepares: Prepares,
+    pub(crate) trials: Trials,
     /// The list of snapshots that was shown last.
     told: Option<Vec<u64>>,
     /// Role, and term and configuration index, as shown last.
@@ -65,14 +62,6 @@ struct Transfer {
     bytes: Bytes,
     purpose: Purpose,
     insist: bool,
-}
-
-/// What becomes of modules that are to be tried.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Prepares {
-    Go,
-    Hang,
-    Fail,
 }
 
 /// What happens to transfers.
@@ -137,8 +126,7 @@ impl Cluster {
             judged: Vec::new(),
             asked: 0,
             told: None,
-            trials: Vec::new(),
-            prepares: Prepares::Go,
+            trials: Trials::default(),
             seen: (None, (0, 0)),
         };
         self.processes.insert(name.to_owned(), process);
@@ -176,7 +164,7 @@ impl Cluster {
         process.disk.crash();
         process.lane = Lane::default();
         process.proofs.clear();
-        process.trials.clear();
+        process.trials.wanted.clear();
         self.transfers.retain(|transfer| transfer.from != name);
     }
 
@@ -264,7 +252,7 @@ impl Cluster {
                         insist,
                     });
                 }
-                Effect::Prepare { trial, module, .. } => process.trials.push((trial, module)),
+                Effect::Prepare(wanted) => process.trials.wanted.push(wanted),
                 Effect::Judged { object, taken } => {
                     let word = if taken { "taken" } else { "left" };
                     process.judged.push(format!("{}:{word}", object.index));
@@ -442,20 +430,6 @@ impl Cluster {
         true
     }
 
-    /// Has modules ready that are to be tried, or says why not.
-    fn prepare(&mut self, name: &str) -> bool {
-        let process = self.processes.get_mut(name).expect("the process was added");
-        let result = match process.prepares {
-            Prepares::Hang => return false,
-            Prepares::Fail => Err("the script says so".to_owned()),
-            Prepares::Go => Ok(()),
-        };
-        let Some((trial, module)) = process.trials.pop() else { return false };
-        self.tell(format!("{name} prepares module {}", module.0[0]));
-        self.event(name, Event::Prepared { trial, result });
-        true
-    }
-
     /// Delivers the first frame of every link.
     pub(crate) fn deliver(&mut self) -> bool {
         let waiting: Vec<_> = self.links.keys().cloned().collect();
@@ -595,13 +569,4 @@ fn is_plain(event: &Event) -> bool {
         ),
         _other => false,
     }
-}
-
-/// A state, with its cause.
-pub(crate) fn describe(state: &ReplicaState) -> String {
-    let cause = match state {
-        ReplicaState::Stopped(Stopped::Requested | Stopped::Removed) => None,
-        other => other.cause(),
-    };
-    cause.map_or_else(|| state.name().to_owned(), |cause| format!("{}: {cause}", state.name()))
 }

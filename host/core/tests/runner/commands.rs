@@ -64,10 +64,10 @@ use lockstep_core::limits;
 use lockstep_core::memory::MemoryUse;
 use lockstep_core::snapshot::SnapshotSpace;
 
-use super::cluster::{Bulk, Cluster, Prepares, describe};
+use super::cluster::{Bulk, Cluster};
 use super::disk::Image;
 use super::words::{after, ends, number, pairs};
-use super::{forge, more, setup};
+use super::{forge, more, setup, trials};
 
 /// A cluster, and what its script has set.
 #[derive(Default)]
@@ -240,14 +240,7 @@ impl Session {
             ("captures" | "restores" | "traps" | "strays" | "moves", [node, how @ ..]) => {
                 cluster.processes.get_mut(*node).expect("a process").lane.told(word, how);
             }
-            ("prepares", [node, how]) => {
-                let prepares = match *how {
-                    "go" => Prepares::Go,
-                    "hang" => Prepares::Hang,
-                    _fail => Prepares::Fail,
-                };
-                cluster.processes.get_mut(*node).expect("a process").prepares = prepares;
-            }
+            ("prepares", [node, how]) => trials::told(cluster, node, how),
             ("bulk", [how]) => {
                 cluster.bulk = Some(match *how {
                     "go" => Bulk::Go,
@@ -413,7 +406,7 @@ impl Session {
                 let ticket = self.cluster.ticket(label, false);
                 self.cluster.event(node, Event::Checkpoint { ticket });
             }
-            ("skip" | "limits" | "freeze" | "unfreeze" | "on-fault" | "upgrade" | "abort", [node, how @ ..]) => {
+            (_, [node, how @ ..]) if more::ORDERS.contains(&word) => {
                 more::order(&mut self.cluster, word, node, how);
             }
             ("repair", [node]) => {
@@ -549,7 +542,7 @@ impl Session {
         let mut text = format!(
             "{name} {}: {role:?} of {leader} in term {term}, log {first_index}..{last_index}, \
              applied {applied}, snapshots {indexes:?}",
-            describe(&state),
+            more::describe(&state),
         );
         if status.log_time_ahead_ms > limits::CLOCK_SKEW_MS_MAX {
             text += &format!(", log time {} ms ahead", status.log_time_ahead_ms);

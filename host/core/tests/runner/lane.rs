@@ -10,6 +10,7 @@ use lockstep_core::apply::{
 use lockstep_core::codec::Write;
 use lockstep_core::entry::{Bootstrap, Profile};
 use lockstep_core::fault::{Fault, FaultClass, GuestFault};
+use lockstep_core::group::trial::Stage;
 use lockstep_core::group::{ApplyJob, Event};
 use lockstep_core::ids::{Digest, ModuleId, Ticket};
 use lockstep_core::memory::{Footprint, MemoryUse};
@@ -84,11 +85,7 @@ impl Lane {
     }
 
     /// Runs the next job.
-    pub(crate) fn run(
-        &mut self,
-        image: &Image,
-        store: &SharedStore,
-    ) -> Option<Done> {
+    pub(crate) fn run(&mut self, image: &Image, store: &SharedStore) -> Option<Done> {
         let mut done = Done::default();
         let job = self.queue.pop_front()?;
         let stands = matches!(job, ApplyJob::Stand { .. });
@@ -137,8 +134,8 @@ impl Lane {
             }
             ApplyJob::Try { trial, module } => {
                 self.tried = Some(module).filter(|module| self.moves_to(*module).is_ok());
-                let result = self.moves_to(module);
-                done.events.push(Event::Tried { trial, result });
+                let stage = self.moves_to(module).map_or_else(Stage::failed, |()| Stage::Moved);
+                done.events.push(Event::Tried { trial, stage });
             }
             ApplyJob::DropTried => self.tried = None,
             ApplyJob::Query { ticket, request, index } => {

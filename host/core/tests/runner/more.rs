@@ -3,7 +3,9 @@
 
 use lockstep_core::entry::{Limits, OnFault};
 use lockstep_core::fault::{Fault, Refusal, Rejection, Stall};
-use lockstep_core::group::{Event, GroupStatus, Order, PeerStatus, RebuildTally, Resume};
+use lockstep_core::group::{
+    Event, GroupStatus, Order, PeerStatus, RebuildTally, ReplicaState, Resume, Stopped,
+};
 use lockstep_core::ids::{ModuleId, ReplicaId};
 use lockstep_core::retention::Pin;
 
@@ -28,6 +30,10 @@ pub(crate) fn close(cluster: &mut Cluster, node: &str, session: &str) {
     let session = cluster.session(session.parse().expect("close NODE SESSION"));
     cluster.event(node, Event::CloseSession { ticket, session });
 }
+
+/// The words of orders.
+pub(crate) const ORDERS: [&str; 7] =
+    ["skip", "limits", "freeze", "unfreeze", "on-fault", "upgrade", "abort"];
 
 /// An operator orders: `skip NODE INDEX [ABANDON]...`, `limits NODE FUEL`, `freeze NODE`,
 /// `on-fault NODE skip|halt`, `upgrade NODE MODULE [INDEX [ABANDON]...]`, `abort NODE`.
@@ -216,4 +222,13 @@ pub(crate) fn no_guest(cluster: &mut Cluster, node: &str, tried: &[&str]) {
     let tried = tried.first().map(|tried| tried.parse().expect("lost NODE INDEX"));
     let event = tried.map_or(cut, |tried| lane.lost(tried));
     cluster.event(node, event);
+}
+
+/// A state, with its cause.
+pub(crate) fn describe(state: &ReplicaState) -> String {
+    let cause = match state {
+        ReplicaState::Stopped(Stopped::Requested | Stopped::Removed) => None,
+        other => other.cause(),
+    };
+    cause.map_or_else(|| state.name().to_owned(), |cause| format!("{}: {cause}", state.name()))
 }

@@ -11,7 +11,7 @@ use std::thread;
 use lockstep_core::entry::Bootstrap;
 use lockstep_core::fault::{Fault, FaultClass, GuestFault};
 use lockstep_core::group::Event;
-use lockstep_core::group::upgrade::TrialId;
+use lockstep_core::group::trial::{Stage, TrialId};
 use lockstep_core::ids::ModuleId;
 use lockstep_core::mutant::plant;
 
@@ -38,12 +38,18 @@ impl ApplyLane {
             // The old guest may have failed in `snapshot`. It goes on, as after a capture.
             self.rebuild_if_lost();
         }
-        let result = copied.map(|moved| self.moved = Some(moved)).map_err(|why| why.to_string());
+        let stage = match copied {
+            Ok(moved) => {
+                self.moved = Some(moved);
+                Stage::Moved
+            }
+            Err(why) => {
+                tracing::warn!(group = %self.tools.group, %module, %why, "the state does not move");
+                Stage::failed(why.to_string())
+            }
+        };
         plant!("switch_before_the_entry" does drop(self.move_to(module, self.ledger.applied())));
-        if let Err(why) = &result {
-            tracing::warn!(group = %self.tools.group, %module, why, "the state does not move");
-        }
-        Output::Event(Event::Tried { trial, result })
+        Output::Event(Event::Tried { trial, stage })
     }
 
     /// From the entry at `index` on, the guest is one of this module.
