@@ -18,7 +18,7 @@ mod varying;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use lockstep_tests::cluster::own_address;
+use lockstep_tests::cluster::{guest_file, own_address};
 
 use page::{Step, steps};
 use shell::Shell;
@@ -111,6 +111,16 @@ fn what_the_examples_show_is_true() {
     for example in ["examples", "examples/lock", "examples/queue"] {
         check(&format!("{example}/README.md"), &checkout(example));
     }
+}
+
+#[test]
+fn what_operators_do_about_a_plugin_is_true() {
+    let folder = tempfile::tempdir().expect("there is space");
+    for (guest, name) in [("kv", "kv"), ("next", "kv-2"), ("fixed", "kv-3")] {
+        let file = folder.path().join(name).with_extension("wasm");
+        fs::copy(guest_file(guest).expect("it is built"), file).expect("there is space");
+    }
+    check("docs/operating/plugin.md", folder.path());
 }
 
 /// Follows a text of a few lines.

@@ -81,7 +81,7 @@ async fn a_poison_entry_is_skipped() {
 
     let shown = order(&cluster, &["faults", "--commands"]).await;
     let index = entry.to_string();
-    let skip = format!("ways to go on:\n  lockstep skip --index {index} --abandon NODE");
+    let skip = format!("lockstep skip --index {index} --abandon NODE    without the entry");
     let silent = format!("no answer from {}: ", cluster.address(3));
     assert_says(&shown.stdout, &[&skip, "panic", "trap in apply", &silent]);
     let refused = ordered(&mut cluster, &["skip", "--index", &(entry + 1).to_string()]).await;

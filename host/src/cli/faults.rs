@@ -153,6 +153,7 @@ impl Faults {
         let abandon = if all_are_sure { "" } else { " --abandon NODE" };
         format!(
             "ways to go on:{raise}\n  \
+             lockstep upgrade start FSM.wasm --resume-at {entry}{abandon}    with another module\n  \
              lockstep skip --index {entry}{abandon}    without the entry"
         )
     }
@@ -233,9 +234,14 @@ mod tests {
             let faults = faults(halted, silent);
             assert_eq!((faults.ways_to_go_on().as_str(), faults.code()), (expect, code));
         };
-        let skip = "ways to go on:\n  lockstep skip --index 7    without the entry";
-        let abandon =
-            "ways to go on:\n  lockstep skip --index 7 --abandon NODE    without the entry";
+        let ways = |abandon: &str| {
+            format!(
+                "ways to go on:\n  \
+                 lockstep upgrade start FSM.wasm --resume-at 7{abandon}    with another module\n  \
+                 lockstep skip --index 7{abandon}    without the entry"
+            )
+        };
+        let (skip, abandon) = (&ways(""), &ways(" --abandon NODE"));
         let more = |raise: &str| skip.replace(":\n", &format!(":\n  {raise}\n"));
         let unsure = FaultResponse { never_applied: false, ..halted(2, 7) };
         let diverged = FaultResponse { applied_by: 3, ..halted(2, 7) };

@@ -248,6 +248,9 @@ fn notes(group: &GroupStatus) -> Vec<String> {
     if !group.divergence_alarm.is_empty() {
         notes.push(format!("ALARM: {}", group.divergence_alarm));
     }
+    if !group.upgrade.is_empty() {
+        notes.push(group.upgrade.clone());
+    }
     if !group.last_capture_error.is_empty() {
         notes.push(format!(
             "the last snapshot failed and will be retried: {}",

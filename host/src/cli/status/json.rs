@@ -101,6 +101,8 @@ fn group_to_json(node: &StatusResponse, group: &GroupStatus) -> serde_json::Valu
         "objects": objects(group), "suspended_bytes": group.suspended_bytes,
         "budget_used": group.budget_used, "budget": group.budget,
         "disk_available": group.disk_available, "disk_total": group.disk_total,
+        "module": hex(&group.module), "previous_module": hex(&group.previous_module),
+        "upgrade": group.upgrade,
         "lineage": hex(&group.lineage), "strangers": strangers(group),
         "guest_memory_most": group.guest_memory_most,
         "memory_soft_bytes": group.memory_soft_bytes,
