@@ -289,3 +289,105 @@ pub fn parse(digits: &str) -> Option<ModuleId> {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fs::mem::MemFs;
+
+    const DATA: &str = "/data";
+
+    fn store(fs: &MemFs) -> ModuleStore {
+        ModuleStore::open(Arc::new(fs.clone()), Path::new(DATA), [])
+    }
+
+    fn id_of(bytes: &[u8]) -> ModuleId {
+        ModuleId(Sha256::digest(bytes).into())
+    }
+
+    fn piece(id: ModuleId, total: u64, offset: u64, bytes: &[u8]) -> Piece<'_> {
+        Piece { id, total, offset, bytes }
+    }
+
+    #[test]
+    fn pieces_are_taken_in_their_order() {
+        let store = store(&MemFs::with_dir(Path::new(DATA)));
+        let (one, two) = (ModuleId([1; 32]), ModuleId([2; 32]));
+        let check = |piece: Piece<'_>, expect: Result<Option<&[u8]>, &str>| match (
+            store.arrives(&piece),
+            expect,
+        ) {
+            (Ok(got), Ok(expect)) => assert_eq!(got.as_deref(), expect),
+            (Err(why), Err(expect)) => assert!(why.contains(expect), "{why}"),
+            (other, expect) => panic!("{other:?}, not {expect:?}"),
+        };
+        check(piece(one, 5, 0, b"abc"), Ok(None));
+        check(piece(one, 5, 3, b"de"), Ok(Some(b"abcde")));
+        check(piece(one, 5, 3, b"de"), Err("begin again"));
+        check(piece(one, 5, 0, b"abc"), Ok(None));
+        check(piece(one, 5, 2, b"c"), Err("does not follow the last one"));
+        check(piece(two, 5, 3, b"de"), Err("another component is being sent"));
+        check(piece(one, 6, 3, b"de"), Err("begin again"));
+        check(piece(one, 5, 3, b"def"), Err("more than 5 bytes"));
+        check(piece(one, 5, 3, b"de"), Err("begin again"));
+        check(piece(one, 5, 0, b""), Err("no piece of 1 to"));
+        check(piece(one, 0, 0, b"a"), Err("are no component of 1 to"));
+        check(piece(one, u64::MAX, 0, b"a"), Err("are no component of 1 to"));
+        check(piece(one, 5, 0, &vec![0; PIECE_BYTES_MAX + 1]), Err("no piece of 1 to"));
+        check(piece(one, 5, u64::MAX, b"a"), Err("begin again"));
+    }
+
+    #[test]
+    fn what_is_no_component_is_refused_and_not_kept() {
+        let fs = MemFs::with_dir(Path::new(DATA));
+        let store = store(&fs);
+        let (bytes, named) = (b"(component)", BTreeSet::new());
+        let why = store.take(id_of(bytes), bytes, &named).expect_err("it is text");
+        assert!(why.contains("text form"), "{why}");
+        let why = store.take(ModuleId([3; 32]), bytes, &named).expect_err("it has another id");
+        assert!(why.starts_with("the bytes are those of module "), "{why}");
+        assert_eq!(store.list(), BTreeSet::new());
+    }
+
+    /// What lies under a module's name and is another one is deleted: another node has it.
+    #[test]
+    fn a_damaged_component_is_as_good_as_none() {
+        let fs = MemFs::with_dir(Path::new(DATA));
+        let store = store(&fs);
+        let id = ModuleId([4; 32]);
+        store.write(id, b"something else").expect("there is space");
+        assert_eq!(store.find(id).err(), Some(Lack::Absent { asked: 0 }));
+        assert_eq!(store.list(), BTreeSet::new());
+        // Other nodes are asked each time that it is wanted.
+        store.fetch_with(Box::new(|_| 7));
+        assert_eq!(store.find(id).err(), Some(Lack::Absent { asked: 7 }));
+    }
+
+    #[test]
+    fn the_oldest_that_nobody_names_makes_place() {
+        let store = store(&MemFs::with_dir(Path::new(DATA)));
+        let module = |number: usize| ModuleId([number as u8; 32]);
+        for number in 0..MODULES_MAX {
+            store.write(module(number), &[1]).expect("there is space");
+        }
+        let all: BTreeSet<ModuleId> = (0..MODULES_MAX).map(module).collect();
+        assert_eq!(store.list(), all);
+        let new = module(MODULES_MAX);
+        let why = store.make_place(new, &all).expect_err("each is named");
+        assert!(why.contains("name each of them"), "{why}");
+        // One that is here already needs no place.
+        store.make_place(module(0), &all).expect("it is here");
+        let named: BTreeSet<ModuleId> = all.iter().copied().filter(|id| *id != module(9)).collect();
+        store.make_place(new, &named).expect("one can go");
+        assert_eq!(store.list(), named);
+    }
+
+    #[test]
+    fn an_id_is_64_hexadecimal_digits() {
+        let id = id_of(b"");
+        assert_eq!(parse(&id.to_string()), Some(id));
+        for not in ["", "ab", &"g".repeat(64), &"a".repeat(63), &"é".repeat(32)] {
+            assert_eq!(parse(not), None, "{not}");
+        }
+    }
+}

@@ -151,11 +151,8 @@ impl Node {
         if rejoin {
             data.move_snapshots_aside(&*fs, config)?;
         }
-        let store = Arc::new(ModuleStore::open(
-            Arc::clone(&fs),
-            data.path(),
-            components.into_iter().map(|(_, component)| component),
-        ));
+        let store =
+            Arc::new(ModuleStore::open(Arc::clone(&fs), data.path(), components.into_values()));
         let (wal, mut recovered) = open_log(&fs, config, &mut data)?;
         let (log, log_thread) = start_log(wal, &data)?;
         let (log_reader, log_times) = (log.reader(), log.times());

@@ -90,8 +90,8 @@ async fn a_good_module_is_shown() {
     assert_says(&checked.stdout, &["kv", "lockstep:fsm"]);
 }
 
-/// One node starts with another module in its file than its group was bootstrapped with. It runs the
-/// group's all the same: from its own disk, or from another node if it has lost that.
+/// One node starts with another module in its file than its group was bootstrapped with. It runs
+/// the group's all the same: from its own disk, or from another node if it has lost that.
 #[tokio::test]
 async fn a_replica_runs_the_module_that_its_log_names() {
     let kv = guest_file("kv").expect("it is built").display().to_string();

@@ -170,3 +170,56 @@ impl Amendments {
         Ok(all)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SKIP: Change = Change::Skip { index: 4 };
+    const MODULE: Change = Change::Module { index: 4, module: ModuleId([2; 32]) };
+    const OTHER: Change = Change::Module { index: 4, module: ModuleId([3; 32]) };
+    const LIMITS: Change =
+        Change::Limits(Limits { fuel_entry: Some(7), fuel_command: None, memory_bytes: None });
+
+    fn amendments(changes: &[Change]) -> Amendments {
+        let mut all = Amendments::default();
+        for (at, change) in (10..).zip(changes) {
+            all.add(Amendment { at, change: *change });
+        }
+        all
+    }
+
+    #[test]
+    fn what_is_encoded_decodes() {
+        let all = amendments(&[SKIP, LIMITS, MODULE, OTHER]);
+        let mut bytes = Vec::new();
+        all.encode(&mut bytes);
+        let mut reader = Reader::new(bytes.into(), "amendments");
+        assert_eq!(Amendments::decode(&mut reader), Ok(all));
+        reader.finish().expect("it is read whole");
+    }
+
+    #[test]
+    fn what_was_decided_last_of_an_entry_counts() {
+        let check = |changes: &[Change], module: Option<u8>, skips| {
+            let all = amendments(changes);
+            let module = module.map(|number| ModuleId([number; 32]));
+            assert_eq!((all.module_from(4), all.skips(4)), (module, skips), "{changes:?}");
+            assert_eq!((all.module_from(5), all.skips(5)), (None, false));
+        };
+        check(&[], None, false);
+        check(&[LIMITS], None, false);
+        check(&[MODULE], Some(2), false);
+        check(&[MODULE, LIMITS], Some(2), false);
+        check(&[MODULE, OTHER], Some(3), false);
+        check(&[MODULE, SKIP], None, true);
+    }
+
+    #[test]
+    fn snapshots_between_an_entry_and_what_changed_it_are_undone() {
+        for (change, undone) in [(SKIP, true), (MODULE, true), (LIMITS, false)] {
+            let all = amendments(&[change]);
+            assert_eq!([3, 4, 9, 10].map(|at| all.undo(at)), [false, undone, undone, false]);
+        }
+    }
+}

@@ -524,6 +524,7 @@ mod tests {
         check(EntryBody::Skip { time_ms: 1, index: 2 });
         let against = BTreeSet::from([ReplicaId(3), ReplicaId(4)]);
         check(EntryBody::Verdict { time_ms: 1, index: 2, against });
+        check(EntryBody::Upgrade { time_ms: 1, module: ModuleId([2; 32]), resume_at: 3 });
         check(EntryBody::Limits {
             time_ms: 1,
             limits: Limits { memory_bytes: Some(9), ..Limits::default() },

@@ -89,7 +89,7 @@ use rebuild::Turns;
 use space::Space;
 use strangers::Strangers;
 use time::LogTime;
-use trial::Vote;
+use trial::Told;
 use upgrade::Modules;
 
 /// What a replica is started with.
@@ -231,7 +231,7 @@ struct Seen {
     guest: GuestIs,
     /// The sender leads, and allows this replica to rebuild its guest.
     grants: bool,
-    vote: Option<Vote>,
+    told: Option<Box<Told>>,
 }
 
 impl Group {
@@ -503,8 +503,7 @@ impl Shared {
             taken: self.own.taken,
             guest: self.own.guest,
             grants: self.grants(to),
-            trial: self.modules.trial,
-            vote: self.modules.vote(),
+            told: self.modules.told(),
             body,
         }
     }

@@ -153,7 +153,8 @@ impl Faults {
         let abandon = if all_are_sure { "" } else { " --abandon NODE" };
         format!(
             "ways to go on:{raise}\n  \
-             lockstep upgrade start FSM.wasm --resume-at {entry}{abandon}    with another module\n  \
+             lockstep upgrade start FSM.wasm --resume-at {entry}{abandon}    with another \
+             module\n  \
              lockstep skip --index {entry}{abandon}    without the entry"
         )
     }

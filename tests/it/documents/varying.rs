@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 const ANY: &str = "…";
 /// Lines whose numbers are measured or follow from when things happen begin like this, or have this
 /// within them.
-const MEASURED: [&str; 7] = [
+const MEASURED: [&str; 13] = [
     "  size ",
     "  fuel ",
     "  memory ",
@@ -14,6 +14,12 @@ const MEASURED: [&str; 7] = [
     "  serving  ",
     " ms from now",
     "\"applied_index\"",
+    " from entry ",
+    ", as entry ",
+    " halted at entry ",
+    " is aborted: node ",
+    " --resume-at ",
+    " --index ",
 ];
 
 /// What differs from one run to the next: times of the log, positions of events, hexadecimal ids

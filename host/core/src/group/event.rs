@@ -18,6 +18,7 @@ use crate::snapshot::send::Report;
 use crate::snapshot::{SnapshotDesc, SnapshotSpace, Verified};
 
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "frames are the common case, and moved at once")]
 pub enum Event {
     /// Another [`crate::limits::TICK_MS`] passed. Ticks are the only clock of the core.
     Tick {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use raft::eraftpb::{Message, MessageType};
 
 use crate::fault::Shortage;
-use crate::group::trial::{Trial, Vote};
+use crate::group::trial::Told;
 use crate::ids::{GroupId, Lineage, ReplicaId};
 use crate::memory::MemoryUse;
 use crate::snapshot::chunk::{ObjectRef, Want};
@@ -53,10 +53,8 @@ pub struct Frame {
     pub guest: GuestIs,
     /// The sender leads, and allows the addressee to rebuild its guest.
     pub grants: bool,
-    /// The sender leads, and has every replica try this module.
-    pub trial: Option<Trial>,
-    /// How far the sender is with the trial of its leader.
-    pub vote: Option<Vote>,
+    /// What the sender says of trials; `None` if that is nothing.
+    pub told: Option<Box<Told>>,
     pub body: Body,
 }
 
@@ -82,8 +80,7 @@ impl Frame {
             taken: None,
             guest: GuestIs::Live,
             grants: false,
-            trial: None,
-            vote: None,
+            told: None,
             body,
         }
     }

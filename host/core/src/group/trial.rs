@@ -38,6 +38,15 @@ pub enum Stage {
     Failed(String),
 }
 
+/// What a frame says of trials.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Told {
+    /// The sender leads, and has every replica try this module.
+    pub trial: Option<Trial>,
+    /// How far the sender is with the trial of its leader.
+    pub vote: Option<Vote>,
+}
+
 /// What a worker has ready for a trial: this module, which has to read what `running` writes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Preparation {

@@ -30,7 +30,7 @@ use crate::group::frame::Body;
 use crate::group::orders::{Order, Orders, Resume};
 use crate::group::pipeline::Pipeline;
 use crate::group::raft_node::RaftNode;
-use crate::group::trial::{Preparation, Stage, Trial, TrialId, Vote};
+use crate::group::trial::{Preparation, Stage, Told, Trial, TrialId, Vote};
 use crate::ids::{ModuleId, NodeId, ReplicaId, Ticket};
 use crate::limits;
 use crate::mutant::planted;
@@ -92,8 +92,14 @@ impl Modules {
         Self { running, previous: None, trial: None, part: None }
     }
 
+    /// What frames say of trials.
+    pub(super) fn told(&self) -> Option<Box<Told>> {
+        let told = Told { trial: self.trial, vote: self.vote() };
+        (told != Told::default()).then(|| Box::new(told))
+    }
+
     /// How far this replica is with a trial.
-    pub(super) fn vote(&self) -> Option<Vote> {
+    fn vote(&self) -> Option<Vote> {
         let part = self.part.as_ref()?;
         Some(Vote { trial: part.trial.id, stage: part.stage.clone() })
     }
@@ -155,7 +161,7 @@ impl Shared {
         let vote = if voter == self.me() {
             self.modules.vote()
         } else {
-            self.seen.get(&voter).and_then(|seen| seen.vote.clone())
+            self.seen.get(&voter).and_then(|seen| seen.told.as_ref()?.vote.clone())
         };
         vote.filter(|vote| vote.trial == trial && !self.is_silent(voter)).map(|vote| vote.stage)
     }
@@ -209,7 +215,8 @@ impl Upgrades {
         ticket: Ticket,
     ) -> Result<(), Refusal> {
         let not_now = |why: String| Err(Refusal::NotNow { why });
-        if let Some(UnderWay { trial, .. }) = &self.under_way {
+        // One whose entry is in the log needs this leader no more.
+        if let Some(UnderWay { trial, entered: None, .. }) = &self.under_way {
             return not_now(format!(
                 "an upgrade to module {} is under way: wait until it is over, or abort it",
                 trial.module

@@ -67,7 +67,7 @@ impl Seen {
             taken: frame.taken,
             guest: frame.guest,
             grants: false,
-            vote: frame.vote.clone(),
+            told: frame.told.clone(),
         }
     }
 }

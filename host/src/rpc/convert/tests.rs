@@ -31,15 +31,17 @@ fn frame(body: Body) -> Frame {
         taken: Some(ObjectRef { term: 3, index: 39, digest: [6; 16] }),
         guest: GuestIs::Absent,
         grants: true,
-        trial: Some(Trial {
-            id: TrialId { term: 5, number: 6 },
-            module: ModuleId([7; 32]),
-            from: 8,
-        }),
-        vote: Some(Vote {
-            trial: TrialId { term: 9, number: 10 },
-            stage: Stage::Failed("it traps".to_owned()),
-        }),
+        told: Some(Box::new(Told {
+            trial: Some(Trial {
+                id: TrialId { term: 5, number: 6 },
+                module: ModuleId([7; 32]),
+                from: 8,
+            }),
+            vote: Some(Vote {
+                trial: TrialId { term: 9, number: 10 },
+                stage: Stage::Failed("it traps".to_owned()),
+            }),
+        })),
         body,
     }
 }
