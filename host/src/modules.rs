@@ -4,7 +4,7 @@
 //! - They lie in `modules` in the data directory, each under the SHA-256 of its bytes, and are read
 //!   only if they have it. A group names its module by that, so it does not matter from where the
 //!   bytes came.
-//! - A component is checked and compiled before it is kept, one at a time.
+//! - A component that comes is checked and compiled before it is kept, one at a time.
 //! - One that is lacking is asked for at the other nodes ([`Fetch`]).
 //! - At most [`MODULES_MAX`] are kept. A new one takes the place of those that no group, no
 //!   snapshot and no file of this node names.
@@ -41,8 +41,10 @@ pub struct ModuleStore {
     configured: BTreeMap<ModuleId, Module>,
     /// The last that were compiled.
     compiled: Mutex<VecDeque<Module>>,
-    /// Held while one is checked, compiled and written.
+    /// Held while one that came is checked, compiled and written; and while one is compiled that a
+    /// group needs, which waits for none that came.
     taking: Mutex<()>,
+    loading: Mutex<()>,
     arriving: Mutex<Option<Arriving>>,
     fetch: OnceLock<Fetch>,
 }
@@ -77,6 +79,7 @@ impl ModuleStore {
             configured: BTreeMap::new(),
             compiled: Mutex::default(),
             taking: Mutex::default(),
+            loading: Mutex::default(),
             arriving: Mutex::default(),
             fetch: OnceLock::new(),
         };
@@ -253,7 +256,7 @@ impl Modules for ModuleStore {
         if let Some(module) = known() {
             return Ok(module);
         }
-        let _taking = lock(&self.taking);
+        let _loading = lock(&self.loading);
         // Another thread may have compiled it meanwhile.
         if let Some(module) = known() {
             return Ok(module);

@@ -373,6 +373,10 @@ impl Lockstep for ClientApi {
         &self,
         request: Request<wire::StageModuleRequest>,
     ) -> Result<Response<wire::StageModuleResponse>, Status> {
+        let link = request.extensions().get::<Arc<Link>>().expect("every call carries its link");
+        if link.is_on_probation() {
+            return Err(Refused::no_place(self.port.links.count().0).into());
+        }
         let staged = modules::stage(&self.modules, &self.router, request.into_inner()).await;
         Ok(Response::new(staged.map_err(Refused::malformed)?))
     }

@@ -34,8 +34,11 @@ impl World {
         if matches!(request, Request::Write { relief: true, .. }) {
             self.counters.add("commands that free memory");
         }
+        // As on a real node, what its earlier attempts asked of this one is waited for no more.
+        let earlier = replica.tickets.iter().filter(|(_, waiter)| waiter.client == client);
+        let gone = Event::Gone { tickets: earlier.map(|(ticket, _)| *ticket).collect() };
         let event = ticketed(replica, Waiter { client, attempt }, request);
-        self.event(target, group, vec![event]);
+        self.event(target, group, vec![gone, event]);
     }
 
     pub(crate) fn client_timeout(&mut self, client: usize, attempt: u64) {

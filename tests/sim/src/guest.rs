@@ -147,7 +147,10 @@ pub fn module_id(number: u8) -> ModuleId {
     ModuleId([9 + number; 32])
 }
 
-/// The number of a module into which no state can be moved.
+/// What a module says into which no state can be moved.
+pub const NO_STATE: &str = "it takes no state";
+
+/// The number of such a module.
 fn refuses(number: u8) -> bool {
     number % 4 == 3
 }
@@ -489,7 +492,8 @@ impl Guest for SimGuest {
         };
         if refuses(self.number) {
             self.dead = true;
-            return Err(fault(FaultClass::Trap, "restore", header.index));
+            let message = NO_STATE.to_owned();
+            return Err(GuestFault { message, ..fault(FaultClass::Trap, "restore", header.index) });
         }
         input.read_exact(&mut self.state.chain).map_err(refused)?;
         self.state.grown = number(input).map_err(refused)?;

@@ -3,6 +3,7 @@
 
 use lockstep_core::apply::LogClock;
 use lockstep_core::fault::{Fault, Shortage};
+use lockstep_core::group::trial::Stage;
 use lockstep_core::group::{Event, Halt, ReplicaState, Role, Running, Stopped};
 use lockstep_core::ids::{GroupId, NodeId};
 use lockstep_core::snapshot::{Hold, SnapshotDesc};
@@ -26,6 +27,12 @@ impl World {
 
     /// An apply lane applied entries: the log's time must be one that the voters' clocks allow.
     pub(crate) fn check_time(&mut self, group: GroupId, event: &Event) {
+        if let Event::Tried { stage, .. } = event {
+            self.counters.add(match stage {
+                Stage::Moved => "states moved in a trial",
+                _failed => "states that did not move",
+            });
+        }
         let Event::Applied(applied) = event else { return };
         let Some(LogClock { time_ms, switches, previous, .. }) = applied.clock else { return };
         if previous.is_some() {

@@ -9,7 +9,7 @@ use lockstep_core::fault::{Fault, FaultClass};
 use lockstep_core::group::{Event, Halt, Order, ReplicaState, Resume, Role, Running};
 use lockstep_core::ids::{GroupId, ModuleId, NodeId, Ticket};
 
-use crate::guest::{MODULES, lock, module_id};
+use crate::guest::{MODULES, NO_STATE, lock, module_id};
 use crate::node::Node;
 use crate::world::{Action, MS, SECOND, World};
 
@@ -191,8 +191,8 @@ fn is_out(node: &Node, group: GroupId) -> bool {
 pub(crate) fn needs_more(halt: &Halt) -> Option<u64> {
     match &halt.fault {
         Fault::Guest(fault) if fault.class == FaultClass::OutOfFuel => fault.message.parse().ok(),
-        // No module takes the state over but some: others may be tried, or none.
-        Fault::Guest(fault) if fault.call == "upgrade" => Some(u64::MAX),
+        // The module takes no state: another one may, or the entry is skipped.
+        Fault::Guest(fault) if fault.message.ends_with(NO_STATE) => Some(u64::MAX),
         _other => None,
     }
 }

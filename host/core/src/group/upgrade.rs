@@ -5,7 +5,7 @@
 //! 2. *Move*: once every voter that is heard is ready, and they are a majority, the leader holds
 //!    commands and wake-ups back. Each replica that has applied the log up to there copies its
 //!    guest's state into a guest of the new module: one snapshot and one restore. The old guest
-//!    stays, and answers queries.
+//!    stays, and is the one that counts.
 //! 3. *Switch*: once these have done so, the leader puts one entry into the log. There, every
 //!    replica goes over to the new guest. Commands go on.
 //!
