@@ -207,9 +207,10 @@ pub struct SnapshotHeader {
     pub writer_version: String,
     /// [`Info::snapshot_format`] of the writer.
     pub format: u32,
-    /// Index of the last entry in the snapshot.
+    /// Index of the last entry in the snapshot. For your logs only: the state must not depend on
+    /// it. 0 if the state moves from one module to the next, in an upgrade.
     pub index: u64,
-    /// [`Context::time_ms`] of that entry.
+    /// [`Context::time_ms`] of that entry; 0 in an upgrade.
     pub time_ms: u64,
 }
 

@@ -106,6 +106,7 @@ pub struct SnapshotHeader {
     pub writer_name: String,
     pub writer_version: String,
     pub format: u32,
+    /// This, and the time, are 0 if the state moves into another module.
     pub index: u64,
     pub time_ms: u64,
 }

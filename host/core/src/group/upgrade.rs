@@ -316,6 +316,8 @@ impl Upgrades {
                     Ok(index) => {
                         (it.ticket, it.since, it.entered) = (None, shared.now, Some(index));
                     }
+                    // Another order is in the log, and not committed yet.
+                    Err(Refusal::Overloaded) => {}
                     Err(refusal) => self.give_up(refusal.to_string(), effects),
                 }
             }

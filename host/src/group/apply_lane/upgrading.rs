@@ -77,7 +77,12 @@ impl ApplyLane {
             return Err(no_guest());
         };
         readable(old.info(), next.info()).map_err(refused)?;
-        let header = SnapshotHeader::of(old.info(), old.info().snapshot_format, &self.ledger);
+        // Replicas move their states at different entries: nothing may depend on which.
+        let header = SnapshotHeader {
+            index: 0,
+            time_ms: 0,
+            ..SnapshotHeader::of(old.info(), old.info().snapshot_format, &self.ledger)
+        };
         let record = self.ledger.bootstrap().ok_or_else(no_guest)?;
         if record.module == module {
             // A trial that the leader began before it heard that this replica has gone over.
