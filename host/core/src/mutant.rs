@@ -152,10 +152,7 @@ pub const ALL: &[(&str, &str)] = &[
     ("unchecked_segment", "a log record's checksum is not checked"),
     ("unread_is_whole", "a snapshot that could not be read for want of descriptors counts as read"),
     ("unread_restore_halts", "a snapshot that cannot be read for a restore halts the replica"),
-    (
-        "upgrade_under_commands",
-        "commands go on while states are moved, and count for the old one only",
-    ),
+    ("upgrade_under_commands", "commands go on while states are moved, and are not in the copies"),
     ("wait_for_a_capture", "a capture that does not end keeps a leader from making checkpoints"),
     ("wait_for_a_checkpoint", "a replica short of space takes snapshots at checkpoints only"),
     ("wait_for_a_peers_snapshot", "a replica that needs a snapshot does not start from its own"),
