@@ -33,7 +33,7 @@ impl Preparer {
         Self { modules, newest: Arc::default() }
     }
 
-    /// Raises [`Event::Tried`] once the module is ready, or cannot be.
+    /// Raises [`Event::Tried`] once the module is ready, or cannot be, unless another one is begun.
     pub(crate) fn begin(&self, handle: &GroupHandle, wanted: Preparation) {
         let Preparation { trial, module, running } = wanted;
         let number = self.newest.fetch_add(1, Ordering::Relaxed) + 1;
@@ -41,9 +41,12 @@ impl Preparer {
             (Arc::clone(&self.modules), Arc::clone(&self.newest), handle.clone());
         let work = move || {
             let is_newest = || newest.load(Ordering::Relaxed) == number;
-            let prepared = prepare(&*modules, module, running, is_newest);
-            let stage = prepared.map_or_else(Stage::failed, |()| Stage::Prepared);
-            raise.raise(Event::Tried { trial, stage });
+            // A worker that is not the newest any more has nothing to say: the same trial may have
+            // been heard of again, and a newer worker be at it.
+            if let Some(prepared) = prepare(&*modules, module, running, is_newest) {
+                let stage = prepared.map_or_else(Stage::failed, |()| Stage::Prepared);
+                raise.raise(Event::Tried { trial, stage });
+            }
         };
         let started = std::thread::Builder::new().name("prepare".to_owned()).spawn(work);
         if let Err(error) = started {
@@ -53,25 +56,25 @@ impl Preparer {
     }
 }
 
+/// Waits until the module is ready, or cannot be; `None` if there is a newer worker.
 fn prepare(
     modules: &dyn Modules,
     module: ModuleId,
     running: ModuleId,
     is_newest: impl Fn() -> bool,
-) -> Result<(), String> {
+) -> Option<Result<(), String>> {
     let (began, mut before) = (Instant::now(), None);
     let next = loop {
         match modules.find(module) {
             Ok(next) => break next,
             Err(Lack::Absent { asked }) if asked >= *before.get_or_insert(asked) + ASKED_MAX => {
-                return Err("no node has the module: stage it first".to_owned());
+                return Some(Err("no node has the module: stage it first".to_owned()));
             }
-            Err(Lack::Absent { .. }) if is_newest() && began.elapsed() < LONGEST => {
-                std::thread::sleep(LOOK);
-            }
-            Err(lack) => return Err(lack.to_string()),
+            Err(Lack::Absent { .. }) if !is_newest() => return None,
+            Err(Lack::Absent { .. }) if began.elapsed() < LONGEST => std::thread::sleep(LOOK),
+            Err(lack) => return Some(Err(lack.to_string())),
         }
     };
-    let old = modules.find(running).map_err(|lack| format!("module {running}: {lack}"))?;
-    readable(old.info(), next.info())
+    let old = modules.find(running).map_err(|lack| format!("module {running}: {lack}"));
+    Some(old.and_then(|old| readable(old.info(), next.info())))
 }

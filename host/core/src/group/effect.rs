@@ -47,7 +47,8 @@ pub enum Effect {
     /// Answer the request of this ticket: the checkpoint or the order that it asked for is
     /// committed at this index, or a snapshot taken there or later is asked for.
     Entered { ticket: Ticket, index: u64 },
-    /// A worker: have a module ready. One [`super::Event::Tried`] follows.
+    /// A worker: have a module ready. One [`super::Event::Tried`] follows, unless another such
+    /// effect comes before.
     Prepare(Preparation),
     /// Publish the replica's state, which changed.
     State(ReplicaState),
