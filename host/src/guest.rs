@@ -247,14 +247,17 @@ pub enum Lack {
 }
 
 /// One module, which no other one ever follows.
-pub struct OneModule(Module);
+#[cfg(test)]
+pub(crate) struct OneModule(Module);
 
+#[cfg(test)]
 impl OneModule {
-    pub fn of(module: Module) -> Arc<dyn Modules> {
+    pub(crate) fn of(module: Module) -> Arc<dyn Modules> {
         Arc::new(Self(module))
     }
 }
 
+#[cfg(test)]
 impl Modules for OneModule {
     fn find(&self, id: ModuleId) -> Result<Module, Lack> {
         Some(&self.0).filter(|module| module.id() == id).cloned().ok_or(Lack::Absent { asked: 0 })

@@ -57,7 +57,6 @@ use crate::wal::WalReader;
 
 pub(crate) use self::reading::read_ledger;
 use snapshot_traps::SnapshotTraps;
-use upgrading::Moved;
 pub use upgrading::readable;
 
 mod asking;
@@ -114,15 +113,19 @@ pub enum Output {
     Seal(Capture),
 }
 
+/// A guest, and the module that it is one of.
+struct Live {
+    module: Module,
+    guest: Box<dyn Guest>,
+}
+
 /// One group's guest and ledger.
 pub struct ApplyLane {
     tools: Tools,
     ledger: Ledger,
-    guest: Option<Box<dyn Guest>>,
-    /// The module of the guest; if there is none, that of the last one.
-    module: Option<Module>,
-    /// A guest of another module, which may take the live one's place.
-    moved: Option<Moved>,
+    live: Option<Live>,
+    /// A guest of another module with a copy of the state, which may take the live one's place.
+    moved: Option<Live>,
     guest_log: Arc<GuestLog>,
     /// The index of the last entry that a guest of this replica may have applied, in this process
     /// or an earlier one. The guest's log lines are suppressed up to there.
@@ -162,8 +165,7 @@ impl ApplyLane {
             guest_log: GuestLog::new(tools.group, Arc::clone(&tools.clock)),
             tools,
             ledger: Ledger::default(),
-            guest: None,
-            module: None,
+            live: None,
             moved: None,
             heard: 0,
             fault: None,
@@ -211,9 +213,9 @@ impl ApplyLane {
             self.build = build;
             (self.waiting, self.overtaken, self.fault) = (false, false, None);
         }
-        let stands = matches!(job, ApplyJob::Stand { .. });
+        let needs_no_guest = matches!(job, ApplyJob::Stand { .. } | ApplyJob::DropTried);
         let idle = self.overtaken || self.waiting || self.fault.is_some();
-        if idle && !stands {
+        if idle && !needs_no_guest {
             return vec![self.refuse(job)];
         }
         let mut rest = None;
@@ -295,7 +297,7 @@ impl ApplyLane {
     fn end(&mut self, outputs: impl IntoIterator<Item = Output>) -> Vec<Output> {
         self.place = None;
         self.tools.board.follow(&self.ledger);
-        let bytes = self.guest.as_ref().map_or(0, |guest| guest.memory_bytes());
+        let bytes = self.live.as_ref().map_or(0, |live| live.guest.memory_bytes());
         let gauges = &self.tools.gauges;
         gauges.guest_memory_bytes.store(bytes, Ordering::Relaxed);
         gauges.guest_log_dropped.store(self.guest_log.lines_dropped(), Ordering::Relaxed);
@@ -366,7 +368,7 @@ impl ApplyLane {
             | ApplyJob::Restore { .. }
             | ApplyJob::Stand { .. }
             | ApplyJob::DropTried => {
-                // `run` refuses none of these, but for the last, which leaves nothing to tell.
+                // `run` refuses none of these.
                 Output::Event(Event::Applied(Applied::default()))
             }
         }
@@ -449,15 +451,20 @@ impl ApplyLane {
         Ok(answers)
     }
 
+    fn guest(&mut self) -> Result<&mut dyn Guest, Fault> {
+        let live = self.live.as_mut().ok_or_else(no_guest)?;
+        Ok(&mut *live.guest)
+    }
+
     fn work(&mut self, index: u64, work: Work) -> Result<Vec<Answer>, Fault> {
         match work {
             Work::Done(answers) => Ok(answers),
             Work::Init(moment) => {
-                let (module, mut guest) = self.fresh()?;
+                let mut live = self.fresh()?;
                 let bootstrap = self.ledger.bootstrap().expect("init follows the bootstrap record");
-                let emitted = guest.init(moment.into(), &bootstrap.config)?;
+                let emitted = live.guest.init(moment.into(), &bootstrap.config)?;
                 self.ledger.emitted(emitted);
-                self.built(0, 0, module, guest);
+                self.built(0, 0, live);
                 Ok(Vec::new())
             }
             Work::Move(module) => {
@@ -466,24 +473,21 @@ impl ApplyLane {
             }
             Work::Limit(profile) => {
                 self.moved = None;
-                let guest = self.guest.as_mut().ok_or_else(no_guest)?;
-                guest.limit(&profile);
+                self.guest()?.limit(&profile);
                 Ok(Vec::new())
             }
             Work::Wake(moment) => {
                 self.moved = None;
-                let guest = self.guest.as_mut().ok_or_else(no_guest)?;
-                let emitted = guest.wake(moment.into())?;
+                let emitted = self.guest()?.wake(moment.into())?;
                 self.ledger.emitted(emitted);
                 Ok(Vec::new())
             }
             Work::Apply(plan) => {
                 plant!("upgrade_under_commands" skips self.moved = None);
-                let guest = self.guest.as_mut().ok_or_else(no_guest)?;
                 let mut plan = plan;
                 plant!("clock_in_apply" does plan.moment.time_ms = self.tools.clock.wall_ms());
                 let count = plan.commands.len();
-                let applied = guest.apply(plan.moment.into(), &plan.commands)?;
+                let applied = self.guest()?.apply(plan.moment.into(), &plan.commands)?;
                 self.ledger.emitted(applied.emitted);
                 let outcomes: Vec<_> = applied.outcomes.into_iter().map(Into::into).collect();
                 let got = outcomes.len();

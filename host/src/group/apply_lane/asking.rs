@@ -37,7 +37,7 @@ impl ApplyLane {
             None if self.overtaken || self.waiting => {
                 Some(restoring("a snapshot is being installed"))
             }
-            None if self.guest.is_none() => Some(restoring("there is no guest yet")),
+            None if self.live.is_none() => Some(restoring("there is no guest yet")),
             None if self.applied() < index && !planted("read_before_applied") => {
                 Some(restoring("it has not yet applied what the query must see"))
             }
@@ -51,8 +51,8 @@ impl ApplyLane {
             return Err(Refusal::QueriesRefused { cause });
         }
         let moment = self.ledger.moment();
-        let guest = self.guest.as_mut().expect("without a guest the query was refused");
-        match guest.query(moment.into(), request) {
+        let live = self.live.as_mut().expect("without a guest the query was refused");
+        match live.guest.query(moment.into(), request) {
             Ok(result) => {
                 self.query_guard.answered(now, asker);
                 let halted = self.halted_at();

@@ -4,29 +4,24 @@ use bytes::Bytes;
 use lockstep_core::apply::Ledger;
 use lockstep_core::fault::Fault;
 use lockstep_core::group::Event;
+use lockstep_core::ids::ModuleId;
 use lockstep_core::memory::Footprint;
 use lockstep_core::mutant::{plant, planted};
 use lockstep_core::snapshot::SnapshotDesc;
 
-use super::ApplyLane;
 use super::reading::{broke, not_read, read_ledger};
+use super::{ApplyLane, Live};
 use crate::group::open_object;
-use crate::guest::{Guest, Lack, Module, SnapshotHeader};
+use crate::guest::{Lack, Module, SnapshotHeader};
 use crate::store::Use;
 
 impl ApplyLane {
     /// Takes over a new guest, built from the snapshot at `index`, or from nothing if that is 0.
-    pub(super) fn built(
-        &mut self,
-        index: u64,
-        snapshot: u64,
-        module: Module,
-        guest: Box<dyn Guest>,
-    ) {
+    pub(super) fn built(&mut self, index: u64, snapshot: u64, live: Live) {
         self.compare_config();
-        let footprint = Footprint { snapshot, memory: guest.memory_bytes() };
+        let footprint = Footprint { snapshot, memory: live.guest.memory_bytes() };
         self.aside.push(Event::Built { index, footprint });
-        (self.guest, self.module) = (Some(guest), Some(module));
+        self.live = Some(live);
     }
 
     /// Says once if this node's `config` is not what the guest is given.
@@ -41,16 +36,19 @@ impl ApplyLane {
 
     /// Instantiates a guest as the ledger's bootstrap record says, with the limits that later
     /// entries raise.
-    pub(super) fn fresh(&self) -> Result<(Module, Box<dyn Guest>), Fault> {
+    pub(super) fn fresh(&self) -> Result<Live, Fault> {
         let record = self.ledger.bootstrap().expect("the bootstrap record is there");
         let bootstrap = &self.amendments.lifted(record, self.ledger.applied());
-        let found = self.tools.modules.find(bootstrap.module);
-        let no_module =
-            |lack: Lack| Fault::NoModule { module: bootstrap.module, why: lack.to_string() };
-        let module = found.map_err(no_module)?;
+        let module = self.find(bootstrap.module)?;
         module.check_profile(&bootstrap.profile).map_err(Fault::Unusable)?;
         let guest = module.instantiate(bootstrap, &self.guest_log)?;
-        Ok((module, guest))
+        Ok(Live { module, guest })
+    }
+
+    /// The module of this id, if this node has it.
+    pub(super) fn find(&self, module: ModuleId) -> Result<Module, Fault> {
+        let no_module = |lack: Lack| Fault::NoModule { module, why: lack.to_string() };
+        self.tools.modules.find(module).map_err(no_module)
     }
 
     /// Rebuilds guest and ledger as they are after entry `goal`.
@@ -119,22 +117,22 @@ impl ApplyLane {
 
     /// Drops guest and ledger.
     pub(super) fn clear(&mut self) {
-        (self.guest, self.moved, self.ledger) = (None, None, Ledger::default());
+        (self.live, self.moved, self.ledger) = (None, None, Ledger::default());
     }
 
     /// Restores a listed object into a fresh guest; if that fails there is no guest. The old guest
     /// is dropped first: it faulted or its log is gone, and memory may not suffice for two.
     pub(super) fn install(&mut self, desc: &SnapshotDesc) -> Result<(), Fault> {
-        let _beside = self.guest.take().filter(|_| planted("restore_beside"));
+        let _beside = self.live.take().filter(|_| planted("restore_beside"));
         self.clear();
         let began = self.tools.clock.running();
         let mut reader =
             open_object(&*self.tools.store, desc, Use::Restoring).map_err(|e| not_read(&e))?;
         self.ledger = read_ledger(&mut reader, desc).map_err(|e| broke(&reader, &e))?;
-        let result = self.fresh().and_then(|(module, mut guest)| {
-            let header = SnapshotHeader::of(module.info(), desc.format, &self.ledger);
+        let result = self.fresh().and_then(|mut live| {
+            let header = SnapshotHeader::of(live.module.info(), desc.format, &self.ledger);
             let bootstrap = self.ledger.bootstrap().expect("fresh found the bootstrap record");
-            let restored = guest.restore(&header, &bootstrap.config, &mut reader);
+            let restored = live.guest.restore(&header, &bootstrap.config, &mut reader);
             // A read error takes precedence: what the guest makes of a broken stream is only a
             // consequence.
             if let Some(error) = reader.broken() {
@@ -143,11 +141,11 @@ impl ApplyLane {
             restored?;
             // Reads what the guest left unread, because the digest covers the whole payload.
             std::io::copy(&mut reader, &mut std::io::sink()).map_err(|e| broke(&reader, &e))?;
-            Ok((module, guest))
+            Ok(live)
         });
         match result {
-            Ok((module, guest)) => {
-                self.built(desc.index, desc.length, module, guest);
+            Ok(live) => {
+                self.built(desc.index, desc.length, live);
                 let took = self.tools.clock.running().saturating_sub(began).as_millis() as u64;
                 self.tools.gauges.restored(took, self.ledger.log_time_ms());
                 Ok(())
@@ -162,7 +160,7 @@ impl ApplyLane {
     /// Rebuilds the guest if a query or a snapshot destroyed it, and returns whether it did. If the
     /// rebuild fails, the replica halts.
     pub(super) fn rebuild_if_lost(&mut self) -> bool {
-        let lost = !self.guest.as_ref().is_some_and(|guest| guest.is_usable());
+        let lost = !self.live.as_ref().is_some_and(|live| live.guest.is_usable());
         if lost && let Err(fault) = self.rebuilt(self.ledger.applied()) {
             self.lost(fault);
         }

@@ -8,7 +8,7 @@ use lockstep_core::group::Event;
 use lockstep_core::limits;
 use lockstep_core::snapshot::Configuration;
 
-use super::{ApplyLane, Output};
+use super::{ApplyLane, Live, Output};
 use crate::fs::is_full;
 use crate::group::capture::{self, Begun, Capture, NoCapture, Unwritten};
 use crate::store::next_length;
@@ -66,16 +66,15 @@ impl ApplyLane {
             return failed(&hanging.to_string());
         }
         let last = self.listed().first().map(|desc| next_length(desc.length));
-        let (Some(module), Some(guest)) = (&self.module, &mut self.guest) else {
+        let Some(Live { module, guest }) = &mut self.live else {
             return failed("there is no guest yet");
         };
-        let info = module.info();
         let most = guest.memory_bytes() + limits::SNAPSHOT_BLOCK_BYTES as u64;
         let header = crate::store::LocalHeader {
             term,
             index,
             module: module.id(),
-            format: info.snapshot_format,
+            format: module.info().snapshot_format,
             configuration,
             estimate: last.unwrap_or(most),
             growable: true,

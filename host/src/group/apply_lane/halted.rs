@@ -68,7 +68,7 @@ impl ApplyLane {
 
     /// Refuses a query if there is no guest, or if it must see more than the halted guest applied.
     pub(super) fn halted_refusal(&self, fault: &Fault, index: u64) -> Option<Refusal> {
-        let cause = match self.guest {
+        let cause = match self.live {
             Some(_) if index <= self.applied() => return None,
             Some(_) => format!("{fault}; only local queries are answered, from an earlier state"),
             None => format!("{fault}; there is no state to query"),
