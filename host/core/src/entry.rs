@@ -270,8 +270,7 @@ impl EntryBody {
                 bootstrap.encode(&mut out);
             }
             Self::Commands(commands) => {
-                out.put_raw(&[VERSION, KIND_COMMANDS]);
-                out.put_u64(commands.time_ms);
+                begin(&mut out, KIND_COMMANDS, commands.time_ms);
                 out.put_count_within(commands.calls.len(), limits::ENTRY_COMMANDS_MAX);
                 for call in &commands.calls {
                     out.put_u64(call.session);
@@ -281,68 +280,50 @@ impl EntryBody {
                 }
             }
             Self::Open { time_ms, nonce } => {
-                out.put_raw(&[VERSION, KIND_OPEN]);
-                out.put_u64(*time_ms);
+                begin(&mut out, KIND_OPEN, *time_ms);
                 out.put_u64(*nonce);
             }
             Self::Close { time_ms, session } => {
-                out.put_raw(&[VERSION, KIND_CLOSE]);
-                out.put_u64(*time_ms);
+                begin(&mut out, KIND_CLOSE, *time_ms);
                 out.put_u64(*session);
             }
             Self::Checkpoint { time_ms, reason } => {
-                out.put_raw(&[VERSION, KIND_CHECKPOINT]);
-                out.put_u64(*time_ms);
+                begin(&mut out, KIND_CHECKPOINT, *time_ms);
                 out.put_u8(*reason as u8);
             }
             Self::Wake { time_ms, set_by } => {
-                out.put_raw(&[VERSION, KIND_WAKE]);
-                out.put_u64(*time_ms);
+                begin(&mut out, KIND_WAKE, *time_ms);
                 out.put_u64(*set_by);
             }
             Self::Verdict { time_ms, index, against } => {
-                out.put_raw(&[VERSION, KIND_VERDICT]);
-                out.put_u64(*time_ms);
+                begin(&mut out, KIND_VERDICT, *time_ms);
                 out.put_u64(*index);
                 out.put_count_within(against.len(), limits::REPLICAS_MAX);
                 against.iter().for_each(|replica| out.put_u64(replica.0));
             }
-            order => order.encode_order(&mut out),
-        }
-        out
-    }
-
-    /// An operator's order.
-    fn encode_order(&self, out: &mut Vec<u8>) {
-        match self {
             Self::Skip { time_ms, index } => {
-                out.put_raw(&[VERSION, KIND_SKIP]);
-                out.put_u64(*time_ms);
+                begin(&mut out, KIND_SKIP, *time_ms);
                 out.put_u64(*index);
             }
             Self::Limits { time_ms, limits } => {
-                out.put_raw(&[VERSION, KIND_LIMITS]);
-                out.put_u64(*time_ms);
-                limits.encode(out);
+                begin(&mut out, KIND_LIMITS, *time_ms);
+                limits.encode(&mut out);
             }
             Self::Freeze { time_ms, frozen } => {
-                out.put_raw(&[VERSION, KIND_FREEZE]);
-                out.put_u64(*time_ms);
+                begin(&mut out, KIND_FREEZE, *time_ms);
                 out.put_u8(u8::from(*frozen));
             }
             Self::OnFault { time_ms, on_fault } => {
-                out.put_raw(&[VERSION, KIND_ON_FAULT]);
-                out.put_u64(*time_ms);
-                on_fault.encode(out);
+                begin(&mut out, KIND_ON_FAULT, *time_ms);
+                on_fault.encode(&mut out);
             }
             Self::Upgrade { time_ms, module, resume_at } => {
-                out.put_raw(&[VERSION, KIND_UPGRADE]);
-                out.put_u64(*time_ms);
+                begin(&mut out, KIND_UPGRADE, *time_ms);
                 out.put_raw(&module.0);
                 out.put_u64(*resume_at);
             }
-            _other => unreachable!("it is no order"),
         }
+        out
     }
 
     pub fn decode(bytes: Bytes) -> Result<Self, DecodeError> {
@@ -394,6 +375,12 @@ impl EntryBody {
             _other => 256,
         }
     }
+}
+
+/// All entries but the first begin with their kind and the leader's time.
+fn begin(out: &mut Vec<u8>, kind: u8, time_ms: u64) {
+    out.put_raw(&[VERSION, kind]);
+    out.put_u64(time_ms);
 }
 
 fn decode_commands(reader: &mut Reader) -> Result<Commands, DecodeError> {
