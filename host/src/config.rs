@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use lockstep_core::group::SnapshotPolicy;
-use lockstep_core::ids::{Lineage, NodeId};
+use lockstep_core::ids::{Lineage, NodeId, unhex};
 use lockstep_core::limits;
 use serde::Deserialize;
 
@@ -386,10 +386,9 @@ fn parse_lineage(text: &str) -> Result<Lineage, String> {
     let bad = || {
         format!("lineage: {text:?} is not valid: write the 32 digits that `lockstep status` shows")
     };
-    let digits = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-    match digits.then(|| u128::from_str_radix(text, 16)) {
-        Some(Ok(number)) if number != 0 => Ok(Lineage(number.to_be_bytes())),
-        _other => Err(bad()),
+    match unhex(text) {
+        Some(lineage) if lineage != [0; 16] => Ok(Lineage(lineage)),
+        Some(_) | None => Err(bad()),
     }
 }
 

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use lockstep_core::mutant::planted;
 
 use crate::config::NodeConfig;
-use crate::fs::{Fs, create_dirs, is_short, make_durable};
+use crate::fs::{Fs, create_dirs, is_short, make_durable, write_durably};
 use crate::store::list_objects;
 
 mod apart;
@@ -288,15 +288,7 @@ fn move_directory_aside(fs: &dyn Fs, dir: &Path) -> io::Result<()> {
 }
 
 fn write_owner(fs: &dyn Fs, file: &Path, owner: &str) -> io::Result<()> {
-    let fresh = file.with_extension("new");
-    if fs.exists(&fresh)? {
-        fs.remove(&fresh)?;
-    }
-    let handle = fs.create(&fresh)?;
-    handle.write_at(format!("lockstep format={FORMAT} {owner}\n").as_bytes(), 0)?;
-    handle.sync()?;
-    fs.rename(&fresh, file)?;
-    make_durable(fs, file)
+    write_durably(fs, file, format!("lockstep format={FORMAT} {owner}\n").as_bytes())
 }
 
 fn read_text(fs: &dyn Fs, file: &Path) -> io::Result<String> {

@@ -104,6 +104,20 @@ pub fn make_durable(fs: &dyn Fs, path: &Path) -> io::Result<()> {
     fs.sync_dir(parent)
 }
 
+/// Writes a file whole or not at all, and makes it durable: under another name first, which then
+/// takes the place of what was there.
+pub fn write_durably(fs: &dyn Fs, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let fresh = path.with_extension("new");
+    if fs.exists(&fresh)? {
+        fs.remove(&fresh)?;
+    }
+    let file = fs.create(&fresh)?;
+    file.write_at(bytes, 0)?;
+    file.sync()?;
+    fs.rename(&fresh, path)?;
+    make_durable(fs, path)
+}
+
 /// Creates a directory and its missing ancestors, making each name durable before the next one. The
 /// lowest directory that exists may have been created by an earlier process that ended before it
 /// made the name durable, so that name is synced as well, unless this process may not sync the

@@ -13,14 +13,14 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use lockstep_core::ids::{ModuleId, hex};
+use lockstep_core::ids::{ModuleId, hex, unhex};
 use lockstep_core::limits::MODULE_BYTES_MAX;
 use sha2::{Digest as _, Sha256};
 
-use crate::fs::{Fs, create_dirs, make_durable, read_exact_at};
+use crate::fs::{Fs, create_dirs, read_exact_at, write_durably};
 use crate::guest::check::Report;
 use crate::guest::{Lack, Module, Modules};
-use crate::node::compile_component;
+use crate::node::{compile_component, read_component};
 
 /// Components that a node keeps on its disk.
 pub const MODULES_MAX: usize = 32;
@@ -176,15 +176,7 @@ impl ModuleStore {
             return Ok(());
         }
         create_dirs(&*self.fs, &self.dir)?;
-        let part = self.dir.join("part");
-        if self.fs.exists(&part)? {
-            self.fs.remove(&part)?;
-        }
-        let file = self.fs.create(&part)?;
-        file.write_at(bytes, 0)?;
-        file.sync()?;
-        self.fs.rename(&part, &self.path(id))?;
-        make_durable(&*self.fs, &part)
+        write_durably(&*self.fs, &self.path(id), bytes)
     }
 
     /// Deletes components that nobody names until there is place for one more.
@@ -213,7 +205,8 @@ impl ModuleStore {
 
     fn list(&self) -> BTreeSet<ModuleId> {
         let names = self.fs.list(&self.dir).unwrap_or_default();
-        names.iter().filter_map(|name| parse(name.strip_suffix(".wasm")?)).collect()
+        let id = |name: &String| unhex(name.strip_suffix(".wasm")?).map(ModuleId);
+        names.iter().filter_map(id).collect()
     }
 
     fn compiled(&self, module: Module) {
@@ -228,7 +221,9 @@ impl ModuleStore {
     /// Reads a component from the disk and compiles it.
     fn load(&self, id: ModuleId) -> Result<Module, Lack> {
         let unusable = |why: String| Lack::Unusable(format!("{}: {why}", self.path(id).display()));
-        let bytes = self.read_whole(id).map_err(|error| unusable(error.to_string()))?;
+        let read = read_component(&*self.fs, &self.path(id));
+        let bytes = read.map_err(|error| unusable(error.to_string()))?;
+        let bytes = bytes.map_err(|why| unusable(why.to_string()))?;
         if ModuleId(Sha256::digest(&bytes).into()) != id {
             // Whatever it is, it is not that module: another one takes its place.
             let removed = self.fs.remove(&self.path(id));
@@ -237,13 +232,6 @@ impl ModuleStore {
         }
         let module = compile_component(&bytes).map_err(|why| unusable(why.to_string()))?;
         Ok(Arc::new(module))
-    }
-
-    fn read_whole(&self, id: ModuleId) -> std::io::Result<Vec<u8>> {
-        let file = self.fs.open(&self.path(id), false)?;
-        let mut bytes = vec![0; file.len()?.min(MODULE_BYTES_MAX as u64 + 1) as usize];
-        read_exact_at(&*file, &mut bytes, 0)?;
-        Ok(bytes)
     }
 }
 
@@ -275,21 +263,7 @@ impl Modules for ModuleStore {
     }
 }
 
-/// The module whose id these hexadecimal digits are.
-pub fn parse(digits: &str) -> Option<ModuleId> {
-    let digits = digits.as_bytes();
-    if digits.len() != 64 {
-        return None;
-    }
-    let mut id = [0; 32];
-    for (byte, pair) in id.iter_mut().zip(digits.chunks(2)) {
-        let digit = |digit: u8| (digit as char).to_digit(16);
-        *byte = (digit(pair[0])? * 16 + digit(pair[1])?) as u8;
-    }
-    Some(ModuleId(id))
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -383,14 +357,5 @@ mod tests {
         let named: BTreeSet<ModuleId> = all.iter().copied().filter(|id| *id != module(9)).collect();
         store.make_place(new, &named).expect("one can go");
         assert_eq!(store.list(), named);
-    }
-
-    #[test]
-    fn an_id_is_64_hexadecimal_digits() {
-        let id = id_of(b"");
-        assert_eq!(parse(&id.to_string()), Some(id));
-        for not in ["", "ab", &"g".repeat(64), &"a".repeat(63), &"é".repeat(32)] {
-            assert_eq!(parse(not), None, "{not}");
-        }
     }
 }

@@ -489,7 +489,7 @@ fn load_module(
     match &spec.module {
         ModuleSource::File(path) => {
             let (group, path) = (spec.name.clone(), path.clone());
-            let read = read_component(&path);
+            let read = read_component(&DiskFs, &path);
             let compile = |bytes: Vec<u8>| compile_component(&bytes).map(|module| (module, bytes));
             match read.map(|read| read.and_then(compile)) {
                 Ok(Ok((module, bytes))) => Ok((Arc::new(module), Some(bytes))),
@@ -514,8 +514,11 @@ fn native(name: &str) -> Option<Module> {
 }
 
 /// Reads a component; a file over the limit is not even read.
-pub(crate) fn read_component(path: &Path) -> std::io::Result<Result<Vec<u8>, ModuleRefusal>> {
-    let file = DiskFs.open(path, false)?;
+pub(crate) fn read_component(
+    fs: &dyn Fs,
+    path: &Path,
+) -> std::io::Result<Result<Vec<u8>, ModuleRefusal>> {
+    let file = fs.open(path, false)?;
     let bytes = file.len()?;
     if bytes > limits::MODULE_BYTES_MAX as u64 {
         return Ok(Err(ModuleRefusal::TooLarge { bytes }));

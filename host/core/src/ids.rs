@@ -110,6 +110,20 @@ pub fn hex(bytes: &[u8]) -> String {
     })
 }
 
+/// The bytes that these hexadecimal digits stand for; `None` if they are not as many, or none.
+pub fn unhex<const N: usize>(digits: &str) -> Option<[u8; N]> {
+    let digits = digits.as_bytes();
+    if digits.len() != 2 * N {
+        return None;
+    }
+    let digit = |digit: u8| (digit as char).to_digit(16);
+    let mut bytes = [0; N];
+    for (byte, pair) in bytes.iter_mut().zip(digits.chunks(2)) {
+        *byte = (digit(pair[0])? * 16 + digit(pair[1])?) as u8;
+    }
+    Some(bytes)
+}
+
 macro_rules! hex_id {
     ($name:ident) => {
         impl fmt::Display for $name {
@@ -138,5 +152,15 @@ mod tests {
         assert_eq!(id.node(), NodeId(513));
         assert_eq!(id.to_string(), "513-ffffffffffff");
         assert_ne!(ReplicaId::new(NodeId(1), 0).0 & 1, 0, "no replica id is ever 0");
+    }
+
+    #[test]
+    fn an_id_is_read_back_from_its_digits() {
+        let id = ModuleId([0xa7; 32]);
+        assert_eq!(unhex(&id.to_string()), Some(id.0));
+        assert_eq!(unhex("00Ff"), Some([0, 255]));
+        for not in ["", "ab", &"g".repeat(64), &"a".repeat(63), &"+".repeat(64), &"é".repeat(32)] {
+            assert_eq!(unhex::<32>(not), None, "{not}");
+        }
     }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crate::cli::Failure;
 use crate::cli::limits::LimitArgs;
 use crate::config::{GuestLimits, guest};
+use crate::fs::DiskFs;
 use crate::guest::component::ComponentModule;
 use crate::guest::{GuestLog, GuestModule, Module};
 use crate::kit::player::Maker;
@@ -110,7 +111,7 @@ pub(super) fn component(path: &Path) -> Result<ComponentModule, Failure> {
 
 /// Reads a component as a node would.
 pub(super) fn read(path: &Path) -> Result<Vec<u8>, Failure> {
-    let bytes = read_component(path).map_err(|error| {
+    let bytes = read_component(&DiskFs, path).map_err(|error| {
         refused(path, format!("{error}; give the path of the .wasm that the build produced"))
     })?;
     bytes.map_err(|why| refused(path, why))

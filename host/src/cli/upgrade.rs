@@ -6,15 +6,16 @@ use std::time::{Duration, Instant};
 use lockstep_client::v1::order_request::Order;
 use lockstep_client::v1::{self, StagedModule};
 use lockstep_client::{Client, Error};
-use lockstep_core::ids::{ModuleId, hex};
+use lockstep_core::ids::{ModuleId, hex, unhex};
 use lockstep_core::limits;
 use sha2::{Digest as _, Sha256};
 
 use crate::cli::remote::{Target, call_failed};
 use crate::cli::status::ask_all;
 use crate::cli::{Failure, Outcome};
+use crate::fs::DiskFs;
 use crate::logging::{out, say};
-use crate::modules::{PIECE_BYTES_MAX, parse};
+use crate::modules::PIECE_BYTES_MAX;
 use crate::node::read_component;
 
 /// How long a node may take to check and compile a module.
@@ -135,7 +136,7 @@ async fn stage(args: StageArgs) -> Outcome {
 /// Gives the component in this file to a node.
 async fn staged(client: &Client, file: &Path) -> Result<(ModuleId, StagedModule), Failure> {
     let unread = |error| Failure::Usage(format!("{}: {error}", file.display()));
-    let bytes = read_component(file).map_err(unread)?;
+    let bytes = read_component(&DiskFs, file).map_err(unread)?;
     let bytes = bytes.map_err(|why| Failure::Failed(format!("{}: {why}", file.display())))?;
     let id = ModuleId(Sha256::digest(&bytes).into());
     let refused = |error: Error| Failure::Failed(format!("{}: {error}", file.display()));
@@ -145,7 +146,7 @@ async fn staged(client: &Client, file: &Path) -> Result<(ModuleId, StagedModule)
 
 async fn start(args: StartArgs) -> Outcome {
     let client = upgrading(&args.target)?;
-    let id = match parse(&args.module) {
+    let id = match unhex(&args.module).map(ModuleId) {
         Some(id) => id,
         None => staged(&client, Path::new(&args.module)).await?.0,
     };

@@ -1,7 +1,7 @@
 //! Modules on their way: from an operator to a node, and from node to node.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,7 +11,7 @@ use lockstep_core::limits::{GRPC_MESSAGE_BYTES_MAX, MODULE_BYTES_MAX};
 use tonic::{Request, Status};
 
 use crate::guest::check::Report;
-use crate::modules::{Fetch, ModuleStore, Piece};
+use crate::modules::{Fetch, ModuleStore, Piece, lock};
 use crate::router::Router;
 use crate::rpc::peer_link;
 use crate::rpc::proto::client as wire;
@@ -129,8 +129,7 @@ async fn fetch_from(address: &str, id: ModuleId) -> Result<Option<Vec<u8>>, Stri
     let mut client = LockstepClient::new(channel).max_decoding_message_size(GRPC_MESSAGE_BYTES_MAX);
     let mut bytes: Vec<u8> = Vec::new();
     loop {
-        let module = Bytes::copy_from_slice(&id.0);
-        let offset = bytes.len() as u64;
+        let (module, offset) = (id_bytes(id), bytes.len() as u64);
         let mut request = Request::new(wire::ReadModuleRequest { module, offset });
         request.set_timeout(PIECE_MAX);
         let answer = tokio::time::timeout(PIECE_MAX, client.read_module(request)).await;
@@ -173,11 +172,11 @@ fn named(router: &Router) -> BTreeSet<ModuleId> {
     named
 }
 
+pub(super) fn id_bytes(id: ModuleId) -> Bytes {
+    Bytes::copy_from_slice(&id.0)
+}
+
 pub(super) fn id(bytes: &[u8]) -> Result<ModuleId, String> {
     let id = bytes.try_into().map(ModuleId);
     id.map_err(|_| format!("a module's id has 32 bytes, not {}", bytes.len()))
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

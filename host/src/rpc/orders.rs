@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use bytes::Bytes;
 use lockstep_core::entry::{EntryBody, Limits, OnFault};
 use lockstep_core::fault::Fault;
 use lockstep_core::group::{Order, ReplicaState, Resume, Running, Stands};
@@ -70,7 +69,7 @@ pub(super) async fn fault(group: &GroupHandle, commands: bool) -> wire::FaultRes
     let report = group.report();
     let mut told = wire::FaultResponse {
         node: report.status.node.0.into(),
-        module: Bytes::copy_from_slice(&report.status.module.0),
+        module: modules::id_bytes(report.status.module),
         ..wire::FaultResponse::default()
     };
     let ReplicaState::Running(Running::Halted(halt)) = &report.status.state else { return told };

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use lockstep_core::group::{GroupStatus, PeerStatus, ReplicaState, Role, Running};
-use lockstep_core::ids::{Lineage, ModuleId, NodeId, ReplicaId};
+use lockstep_core::ids::{Lineage, NodeId, ReplicaId};
 use lockstep_core::limits;
 use lockstep_core::memory::MemoryUse;
 use lockstep_core::retention::Pin;
@@ -17,6 +17,7 @@ use crate::group::{GroupHandle, GroupReport};
 use crate::metrics::TransferTally;
 use crate::router::Router;
 use crate::rpc::HelloInfo;
+use crate::rpc::modules::id_bytes;
 use crate::rpc::peer_link::GrpcTransport;
 use crate::rpc::proto::client as wire;
 use crate::store::ObjectStatus;
@@ -168,10 +169,6 @@ fn group_to_wire(group: &GroupHandle, router: &Router) -> wire::GroupStatus {
     }
 }
 
-fn id_bytes(module: ModuleId) -> Bytes {
-    Bytes::copy_from_slice(&module.0)
-}
-
 /// The name of a state in status and metrics: the core's name, or "no leader".
 pub(crate) fn state_word(state: &ReplicaState, leaderless_ticks: u64) -> &'static str {
     match state {
@@ -235,7 +232,7 @@ fn snapshot_to_wire(desc: &SnapshotDesc) -> wire::Snapshot {
         index: desc.index,
         length: desc.length,
         digest: Bytes::copy_from_slice(&desc.digest.0),
-        module: Bytes::copy_from_slice(&desc.module.0),
+        module: id_bytes(desc.module),
         format: desc.format,
     }
 }
