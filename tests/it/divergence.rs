@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use lockstep_tests::cluster::{Cluster, Spec};
 use lockstep_tests::observe::PATIENCE;
 
-use crate::solo::{apply, assert_says, lockstep};
+use crate::solo::{apply, assert_equal_states, assert_says, lockstep};
 
 const GROUP: &str = "planted";
 
@@ -114,8 +114,7 @@ async fn nobody_is_accused_who_has_not_diverged() {
         cluster.stop(node).await.expect("it stops");
         cluster.start_node(node).expect("it starts");
         cluster.wait_serving(GROUP).await.expect("all serve");
-        let captured = cluster.capture(&client, GROUP).await.expect("all take a snapshot");
-        captured.equal().expect("one state");
+        assert_equal_states(&mut cluster, GROUP).await;
     }
     assert_eq!(diverged(&cluster).await, Some(BTreeSet::new()));
     for node in cluster.nodes() {

@@ -61,6 +61,13 @@ fn ok(outcome: Result<Outcome, lockstep_client::Error>, what: &str) -> String {
     }
 }
 
+/// All nodes take a snapshot at one checkpoint, and the snapshots are equal.
+pub(crate) async fn assert_equal_states(cluster: &mut Cluster, group: &str) {
+    let client = cluster.client().expect("its address is valid");
+    let captured = cluster.capture(&client, group).await.expect("all take a snapshot");
+    captured.equal().expect("one state");
+}
+
 /// Runs `lockstep` with these arguments to its end.
 pub(crate) async fn lockstep(args: &[&str]) -> Output {
     let binary = lockstep_tests::cluster::binary().expect("it is built");

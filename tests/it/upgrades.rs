@@ -10,7 +10,7 @@ use lockstep_tests::observe::PATIENCE;
 use lockstep_tests::process::{Output, run};
 use tokio::task::JoinSet;
 
-use crate::solo::{apply, assert_says, lockstep, query};
+use crate::solo::{apply, assert_equal_states, assert_says, lockstep, query};
 
 const GROUP: &str = "kv";
 
@@ -40,12 +40,6 @@ async fn upgraded(cluster: &Cluster, name: &str, more: &[&str]) {
     let told = upgrade(cluster, &[&["start", &file], more].concat()).await;
     assert_eq!(told.code, Some(0), "{told:?}");
     assert_says(&told.stdout, &["the group runs module", "on; it took"]);
-}
-
-async fn assert_equal_states(cluster: &mut Cluster) {
-    let client = cluster.client().expect("its address is valid");
-    let captured = cluster.capture(&client, GROUP).await.expect("all take a snapshot");
-    captured.equal().expect("one state");
 }
 
 /// Counts in a session until told to stop; returns how many counts were acknowledged, and how many
@@ -97,7 +91,7 @@ async fn a_group_is_upgraded_under_load() {
     assert!(counted > 0, "nothing was counted");
     assert_eq!(query(&client, "version").await, "2 after 2");
     assert_eq!(query(&client, "get city").await, "Basel");
-    assert_equal_states(&mut cluster).await;
+    assert_equal_states(&mut cluster, GROUP).await;
 
     // Snapshots name the module, so that a start needs neither the old one nor a move.
     for node in cluster.nodes() {
@@ -120,7 +114,7 @@ async fn a_group_is_upgraded_under_load() {
     let told = upgrade(&cluster, &["rollback"]).await;
     assert_eq!(told.code, Some(0), "{told:?}");
     assert_eq!(query(&client, "version").await, "2 after 4");
-    assert_equal_states(&mut cluster).await;
+    assert_equal_states(&mut cluster, GROUP).await;
     cluster.stop_all().await.expect("they stop");
 }
 
@@ -201,6 +195,6 @@ async fn another_module_applies_the_entry_at_which_all_halt() {
     assert_eq!(query(&client, "version").await, "3 after 3");
     cluster.start_node(3).expect("it starts");
     cluster.wait_serving(GROUP).await.expect("all serve");
-    assert_equal_states(&mut cluster).await;
+    assert_equal_states(&mut cluster, GROUP).await;
     cluster.stop_all().await.expect("they stop");
 }

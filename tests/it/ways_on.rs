@@ -8,7 +8,7 @@ use lockstep_tests::cluster::{Cluster, Spec};
 use lockstep_tests::observe::PATIENCE;
 use lockstep_tests::process::Output;
 
-use crate::solo::{apply, apply_once, assert_says, lockstep, query};
+use crate::solo::{apply, apply_once, assert_equal_states, assert_says, lockstep, query};
 
 const GROUP: &str = "hostile";
 
@@ -59,13 +59,6 @@ async fn ordered(cluster: &mut Cluster, words: &[&str]) -> Output {
     cluster.wait_for("an order to be taken", PATIENCE, given).await.expect("it is taken or refused")
 }
 
-/// All nodes take a snapshot at one checkpoint, and the snapshots are equal.
-async fn assert_equal_states(cluster: &mut Cluster) {
-    let client = cluster.client().expect("its address is valid");
-    let captured = cluster.capture(&client, GROUP).await.expect("all take a snapshot");
-    captured.equal().expect("one state");
-}
-
 /// As FAULTS A1 and A2 were seen: an entry at which every replica halts, one node being down. The
 /// group goes on without it; the node that was down follows.
 #[tokio::test]
@@ -96,7 +89,7 @@ async fn a_poison_entry_is_skipped() {
     apply_once(&session, "nothing").await;
     cluster.start_node(3).expect("it starts");
     cluster.wait_serving(GROUP).await.expect("all serve");
-    assert_equal_states(&mut cluster).await;
+    assert_equal_states(&mut cluster, GROUP).await;
 
     // Snapshots contain it: no node comes to the entry again.
     for node in [1, 2] {
@@ -140,7 +133,7 @@ async fn a_limit_that_was_too_low_is_raised() {
     apply_once(&session, "nothing").await;
     cluster.start_node(3).expect("it starts");
     cluster.wait_serving(GROUP).await.expect("all serve");
-    assert_equal_states(&mut cluster).await;
+    assert_equal_states(&mut cluster, GROUP).await;
     let status = cluster.group(3, GROUP).await.expect("it answers");
     assert!(status.applied > entry && status.guest_memory_bytes > 40_000_000, "{status:?}");
     let refused = ordered(&mut cluster, &["limits", "--memory", "48MiB"]).await;
@@ -164,7 +157,7 @@ async fn a_policy_skips_by_itself() {
     }
     cluster.wait_serving(GROUP).await.expect("it goes on by itself");
     apply_once(&session, "nothing").await;
-    assert_equal_states(&mut cluster).await;
+    assert_equal_states(&mut cluster, GROUP).await;
     cluster.stop_all().await.expect("it stops");
 }
 

@@ -156,7 +156,7 @@ fn refuses(number: u8) -> bool {
 }
 
 /// Whether the module of this number applies what no limit lets pass.
-pub fn needs_nothing(number: u8) -> bool {
+fn needs_nothing(number: u8) -> bool {
     number % 4 == 2
 }
 
