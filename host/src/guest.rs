@@ -236,7 +236,8 @@ pub trait Modules: Send + Sync {
 /// Why a module cannot be run.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Lack {
-    /// It is not here. The other nodes were asked for it so often, and none of them had it.
+    /// It is not on this node. `asked` counts how often all other nodes were asked for it and none
+    /// had it.
     #[error(
         "it is not on this node; the others are asked for it, and `lockstep upgrade stage` brings \
          it"

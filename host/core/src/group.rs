@@ -89,7 +89,7 @@ use rebuild::Turns;
 use space::Space;
 use strangers::Strangers;
 use time::LogTime;
-use trial::Told;
+use trial::TrialStatus;
 use upgrade::Modules;
 
 /// What a replica is started with.
@@ -231,7 +231,7 @@ struct Seen {
     guest: GuestIs,
     /// The sender leads, and allows this replica to rebuild its guest.
     grants: bool,
-    told: Option<Box<Told>>,
+    trial: Option<Box<TrialStatus>>,
 }
 
 impl Group {
@@ -503,7 +503,7 @@ impl Shared {
             taken: self.own.taken,
             guest: self.own.guest,
             grants: self.grants(to),
-            told: self.modules.told(),
+            trial: self.modules.trial_status(),
             body,
         }
     }

@@ -1,5 +1,5 @@
-//! Has a module ready that is to be tried: a worker, off the actor and the lane, waits until the
-//! module is here and compiled.
+//! Prepares a module for a trial: a worker, off the actor and the lane, waits until the module is
+//! on this node and compiled.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,7 +16,7 @@ use crate::guest::{Lack, Modules};
 
 /// Time between two looks for a module that is not here yet.
 const LOOK: Duration = Duration::from_millis(500);
-/// How often all other nodes may be asked for it in vain.
+/// How often all other nodes are asked for a module before it counts as lost.
 const ASKED_MAX: u32 = 4;
 /// After this time the leader has given up.
 const LONGEST: Duration = Duration::from_millis(limits::UPGRADE_PREPARE_TICKS * limits::TICK_MS);

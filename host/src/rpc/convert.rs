@@ -9,7 +9,7 @@
 use bytes::Bytes;
 use lockstep_core::codec::DecodeError;
 use lockstep_core::fault::Shortage;
-use lockstep_core::group::trial::{Stage, Told, Trial, TrialId, Vote};
+use lockstep_core::group::trial::{Stage, Trial, TrialId, TrialStatus, Vote};
 use lockstep_core::group::{Body, Frame, GuestIs};
 use lockstep_core::ids::{Digest, GroupId, Lineage, ModuleId, ReplicaId};
 use lockstep_core::limits;
@@ -70,10 +70,10 @@ pub(crate) fn frame_to_wire(frame: Frame) -> Result<wire::Frame, ConvertError> {
         taken,
         guest,
         grants,
-        told,
+        trial,
         body,
     } = frame;
-    let Told { trial, vote } = told.map(|told| *told).unwrap_or_default();
+    let TrialStatus { trial, vote } = trial.map(|status| *status).unwrap_or_default();
     let body = match body {
         Body::Raft(message) => frame::Body::Raft(raft_to_wire(message)?),
         Body::Probe => frame::Body::Probe(wire::Empty {}),
@@ -151,7 +151,7 @@ pub(crate) fn frame_from_wire(frame: wire::Frame) -> Result<Frame, ConvertError>
     } else {
         Some(Lineage(array("lineage", &frame.lineage)?))
     };
-    let told = Told {
+    let status = TrialStatus {
         trial: frame.trial.map(trial_from_wire).transpose()?,
         vote: frame.vote.map(vote_from_wire).transpose()?,
     };
@@ -174,7 +174,7 @@ pub(crate) fn frame_from_wire(frame: wire::Frame) -> Result<Frame, ConvertError>
         taken: frame.taken.map(object_from_wire).transpose()?,
         guest: guest_from_wire(frame.guest)?,
         grants: frame.grants,
-        told: Some(Box::new(told)).filter(|told| **told != Told::default()),
+        trial: Some(Box::new(status)).filter(|status| **status != TrialStatus::default()),
         body,
     })
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use raft::eraftpb::{Message, MessageType};
 
 use crate::fault::Shortage;
-use crate::group::trial::Told;
+use crate::group::trial::TrialStatus;
 use crate::ids::{GroupId, Lineage, ReplicaId};
 use crate::memory::MemoryUse;
 use crate::snapshot::chunk::{ObjectRef, Want};
@@ -53,8 +53,8 @@ pub struct Frame {
     pub guest: GuestIs,
     /// The sender leads, and allows the addressee to rebuild its guest.
     pub grants: bool,
-    /// What the sender says of trials; `None` if that is nothing.
-    pub told: Option<Box<Told>>,
+    /// The trial that the sender leads or takes part in; `None` if there is none.
+    pub trial: Option<Box<TrialStatus>>,
     pub body: Body,
 }
 
@@ -80,7 +80,7 @@ impl Frame {
             taken: None,
             guest: GuestIs::Live,
             grants: false,
-            told: None,
+            trial: None,
             body,
         }
     }

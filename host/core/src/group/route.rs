@@ -286,7 +286,7 @@ pub(super) fn frame(
     }
     let from = frame.from;
     if hosting.raw.leader() == Some(from) {
-        shared.hear_of_trial(frame.told.and_then(|told| told.trial), effects);
+        shared.hear_of_trial(frame.trial.and_then(|status| status.trial), effects);
     }
     match frame.body {
         Body::Raft(message) => raft_message(hosting, shared, from, message, effects),

@@ -3,7 +3,7 @@
 use crate::ids::ModuleId;
 use crate::snapshot::chunk::REASON_BYTES_MAX;
 
-/// Which trial: the leader's term, and how many that leader began before.
+/// Identifies a trial: the leader's term, and the trial's number, which that leader counts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct TrialId {
     pub term: u64,
@@ -38,9 +38,9 @@ pub enum Stage {
     Failed(String),
 }
 
-/// What a frame says of trials.
+/// What a frame says of a trial.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
-pub struct Told {
+pub struct TrialStatus {
     /// The sender leads, and has every replica try this module.
     pub trial: Option<Trial>,
     /// How far the sender is with the trial of its leader.

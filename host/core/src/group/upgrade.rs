@@ -30,7 +30,7 @@ use crate::group::frame::Body;
 use crate::group::orders::{Order, Orders, Resume};
 use crate::group::pipeline::Pipeline;
 use crate::group::raft_node::RaftNode;
-use crate::group::trial::{Preparation, Stage, Told, Trial, TrialId, Vote};
+use crate::group::trial::{Preparation, Stage, Trial, TrialId, TrialStatus, Vote};
 use crate::ids::{ModuleId, NodeId, ReplicaId, Ticket};
 use crate::limits;
 use crate::mutant::planted;
@@ -92,10 +92,10 @@ impl Modules {
         Self { running, previous: None, trial: None, part: None }
     }
 
-    /// What frames say of trials.
-    pub(super) fn told(&self) -> Option<Box<Told>> {
-        let told = Told { trial: self.trial, vote: self.vote() };
-        (told != Told::default()).then(|| Box::new(told))
+    /// What frames say of the trial that this replica leads or takes part in.
+    pub(super) fn trial_status(&self) -> Option<Box<TrialStatus>> {
+        let status = TrialStatus { trial: self.trial, vote: self.vote() };
+        (status != TrialStatus::default()).then(|| Box::new(status))
     }
 
     /// How far this replica is with a trial.
@@ -161,7 +161,7 @@ impl Shared {
         let vote = if voter == self.me() {
             self.modules.vote()
         } else {
-            self.seen.get(&voter).and_then(|seen| seen.told.as_ref()?.vote.clone())
+            self.seen.get(&voter).and_then(|seen| seen.trial.as_ref()?.vote.clone())
         };
         vote.filter(|vote| vote.trial == trial && !self.is_silent(voter)).map(|vote| vote.stage)
     }

@@ -67,7 +67,7 @@ impl Seen {
             taken: frame.taken,
             guest: frame.guest,
             grants: false,
-            told: frame.told.clone(),
+            trial: frame.trial.clone(),
         }
     }
 }

@@ -31,7 +31,7 @@ fn frame(body: Body) -> Frame {
         taken: Some(ObjectRef { term: 3, index: 39, digest: [6; 16] }),
         guest: GuestIs::Absent,
         grants: true,
-        told: Some(Box::new(Told {
+        trial: Some(Box::new(TrialStatus {
             trial: Some(Trial {
                 id: TrialId { term: 5, number: 6 },
                 module: ModuleId([7; 32]),
